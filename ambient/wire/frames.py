@@ -18,7 +18,7 @@ Frame: TypeAlias = dict[str, Any]
 
 _LENGTH = struct.Struct("!I")
 
-# A snapshot of 10,000 workloads at about 400 bytes each is sent in slices far below this; picked, not measured.
+# A snapshot of 10,000 workloads is sent in slices far below this; picked, not measured.
 MAX_FRAME_BYTES = 4 * 1024 * 1024
 
 
@@ -72,7 +72,7 @@ def decode_map(body: bytes) -> Frame:
         RemoteProtocolError: anything else, trailing bytes included.
     """
     try:
-        value = msgpack.unpackb(body, raw=False, strict_map_key=True, max_buffer_size=MAX_FRAME_BYTES)
+        value = msgpack.unpackb(body, raw=False, strict_map_key=True)
     except (ValueError, msgpack.UnpackException) as exc:
         raise RemoteProtocolError(f"not one msgpack value: {exc}") from exc
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
