@@ -31,7 +31,8 @@ _SCALARS = (str, int, bool, float, bytes)
 
 def to_wire(value: Any) -> dict[str, Any]:
     """Return the map that stands for the dataclass *value*."""
-    encoded: dict[str, Any] = _encoder(type(value))(value)
+    cls: Any = type(value)
+    encoded: dict[str, Any] = _encoder(cls)(value)
     return encoded
 
 
@@ -41,8 +42,9 @@ def from_wire(cls: type[T], value: object) -> T:
     Raises:
         RemoteProtocolError: *value* is not one; the message names the field.
     """
+    hint: Any = cls
     try:
-        decoded: T = _decoder(cls)(value)
+        decoded: T = _decoder(hint)(value)
     except ConfigError as exc:
         raise RemoteProtocolError(f"{cls.__name__}: {exc}") from exc
     return decoded
