@@ -1,0 +1,258 @@
+"""The loop that moves bytes: epoll, timers and callbacks, one thread, no tasks.
+
+Floor 2. Level-triggered epoll calls back whoever registered a descriptor; what the callbacks wrote
+is flushed once at the end of each batch. trio lives in the same thread as the reactor's guest
+(``ambient.engine.host``); bytes never pass through it (architecture.md says why, with figures).
+
+Whose fault an exception is decides how far it reaches: one that leaves a callback registered with
+``on_error`` ends that connection only; any other ends the loop.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import os
+import select
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
+
+IN = select.EPOLLIN
+OUT = select.EPOLLOUT
+HANG_UP = select.EPOLLHUP | select.EPOLLERR
+
+EventCallback: TypeAlias = Callable[[int], None]
+Callback: TypeAlias = Callable[[], object]
+ErrorCallback: TypeAlias = Callable[[Exception], None]
+
+# One read fills at most this much; 256 KiB to 1 MiB measured alike, so the smallest.
+READ_BYTES = 256 * 1024
+# Descriptors per epoll batch: bounds how long a flush waits behind other connections. Picked, not measured.
+BATCH_EVENTS = 256
+# Cancelled timers are swept out of the heap when they are this many and the majority.
+SWEEP_TIMERS = 512
+# How many failures of callbacks are kept for whoever looks into the process.
+KEPT_FAILURES = 32
+
+
+class Flushable(Protocol):
+    """What ``Reactor.mark_dirty`` takes: something that gathers writes during a batch."""
+
+    def flush(self) -> None:
+        """Send what was gathered; called once after the batch."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Timer:
+    """One pending ``call_later``; ``cancel`` is idempotent and safe after it fired."""
+
+    when: float
+    callback: Callback | None
+    on_error: ErrorCallback | None = None
+    reactor: Reactor | None = field(default=None, repr=False)
+
+    def cancel(self) -> None:
+        """Never call back; drop the reference to the callback now."""
+        if self.callback is not None:
+            self.callback = self.on_error = None
+            if self.reactor is not None:
+                self.reactor._timer_cancelled()
+
+
+@dataclass(frozen=True, slots=True)
+class ReactorStatistics:
+    """Counts since start."""
+
+    descriptors: int
+    timers: int
+    batches: int
+    callback_failures: int
+
+
+class Reactor:
+    """One per process; every method but ``call_soon_threadsafe`` belongs to the loop's thread.
+
+    Attributes:
+        read_buffer: ``READ_BYTES`` shared by all connections; what is in it lasts until the callback
+            that read it returns.
+        on_failure: Told of every exception that ended one connection; the daemon logs it.
+    """
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._callbacks: dict[int, tuple[EventCallback, ErrorCallback | None]] = {}
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._cancelled = 0
+        self._sequence = itertools.count()
+        self._soon: deque[tuple[Callback, ErrorCallback | None]] = deque()
+        self._dirty: list[Flushable] = []
+        self._running = False
+        self._batches = 0
+        self._failures = 0
+        self.read_buffer = memoryview(bytearray(READ_BYTES))
+        self.failures: deque[Exception] = deque(maxlen=KEPT_FAILURES)
+        self.on_failure: Callable[[Exception], None] | None = None
+        self._threadsafe: deque[Callback] = deque()
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.add(self._wake_fd, IN, self._woken)
+
+    # Descriptors -----------------------------------------------------------------------------
+
+    def add(
+        self, fd: int, events: int, callback: EventCallback, on_error: ErrorCallback | None = None
+    ) -> None:
+        """Call *callback* with the ready events of *fd*, for as long as it stays added.
+
+        Args:
+            events: ``IN``, ``OUT`` or 0; errors and hang-ups are always reported.
+            on_error: Given an exception that leaves *callback*; without it the exception ends the loop.
+        """
+        self._epoll.register(fd, events)
+        self._callbacks[fd] = (callback, on_error)
+
+    def modify(self, fd: int, events: int) -> None:
+        """Ask for other events of an added descriptor."""
+        self._epoll.modify(fd, events)
+
+    def remove(self, fd: int) -> None:
+        """Forget *fd*; call it before closing. Events of the running batch no longer reach it."""
+        if self._callbacks.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def mark_dirty(self, flushable: Flushable) -> None:
+        """Flush *flushable* at the end of this batch; the caller marks itself once."""
+        self._dirty.append(flushable)
+
+    # Time ------------------------------------------------------------------------------------
+
+    def now(self) -> float:
+        """Seconds of the monotonic clock."""
+        return time.monotonic()
+
+    def call_later(self, seconds: float, callback: Callback, on_error: ErrorCallback | None = None) -> Timer:
+        """Call *callback* once, *seconds* from now, unless the timer is cancelled first."""
+        timer = Timer(self.now() + seconds, callback, on_error, self)
+        heapq.heappush(self._timers, (timer.when, next(self._sequence), timer))
+        return timer
+
+    def call_soon(self, callback: Callback, on_error: ErrorCallback | None = None) -> None:
+        """Call *callback* before the loop waits again, after what is running now."""
+        self._soon.append((callback, on_error))
+
+    def call_soon_threadsafe(self, callback: Callback) -> None:
+        """``call_soon`` from any thread."""
+        self._threadsafe.append(callback)
+        os.eventfd_write(self._wake_fd, 1)
+
+    # The loop --------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Run until ``stop``; an exception that nobody took responsibility for leaves here."""
+        self._running = True
+        while self._running:
+            self.run_once()
+
+    def run_once(self, timeout: float | None = None) -> None:
+        """Wait for events (at most *timeout* seconds, None: until something is due) and serve them."""
+        callbacks = self._callbacks
+        for fd, events in self._epoll.poll(self._patience(timeout), BATCH_EVENTS):
+            entry = callbacks.get(fd)
+            if entry is None:
+                continue
+            try:
+                entry[0](events)
+            except Exception as exc:
+                self._failed(exc, entry[1])
+        self._batches += 1
+        if self._timers:
+            self._fire_timers()
+        if self._soon:
+            self._run_soon()
+        if self._dirty:
+            self._flush()
+
+    def stop(self) -> None:
+        """Let ``run`` return after the current batch."""
+        self._running = False
+
+    def close(self) -> None:
+        """Release the loop's own descriptors; whatever is still added is its owner's to close."""
+        self._callbacks.clear()
+        self._epoll.close()
+        os.close(self._wake_fd)
+
+    def statistics(self) -> ReactorStatistics:
+        """What the loop carries now and has done so far."""
+        return ReactorStatistics(
+            len(self._callbacks) - 1, len(self._timers) - self._cancelled, self._batches, self._failures
+        )
+
+    def record_failure(self, exc: Exception) -> None:
+        """Note an exception that ended one connection or one stream."""
+        self._failures += 1
+        self.failures.append(exc)
+        if self.on_failure is not None:
+            self.on_failure(exc)
+
+    def _failed(self, exc: Exception, on_error: ErrorCallback | None) -> None:
+        if on_error is None:
+            raise exc
+        self.record_failure(exc)
+        try:
+            on_error(exc)
+        except Exception as second:
+            # The connection could not even be closed properly: its neighbours still live.
+            self.record_failure(second)
+
+    def _patience(self, timeout: float | None) -> float:
+        if self._soon or self._dirty:
+            return 0
+        if not self._timers:
+            return -1 if timeout is None else timeout
+        due = max(0.0, self._timers[0][0] - self.now())
+        return due if timeout is None else min(due, timeout)
+
+    def _fire_timers(self) -> None:
+        now = self.now()
+        timers = self._timers
+        while timers and timers[0][0] <= now:
+            timer = heapq.heappop(timers)[2]
+            callback, on_error = timer.callback, timer.on_error
+            if callback is None:
+                self._cancelled -= 1
+                continue
+            timer.callback = timer.on_error = timer.reactor = None
+            try:
+                callback()
+            except Exception as exc:
+                self._failed(exc, on_error)
+
+    def _run_soon(self) -> None:
+        # Only what is there now: a callback that asks for itself again must not starve the descriptors.
+        for _ in range(len(self._soon)):
+            callback, on_error = self._soon.popleft()
+            try:
+                callback()
+            except Exception as exc:
+                self._failed(exc, on_error)
+
+    def _flush(self) -> None:
+        dirty, self._dirty = self._dirty, []
+        for flushable in dirty:
+            flushable.flush()
+
+    def _woken(self, events: int) -> None:
+        os.eventfd_read(self._wake_fd)
+        for _ in range(len(self._threadsafe)):
+            self._threadsafe.popleft()()
+
+    def _timer_cancelled(self) -> None:
+        self._cancelled += 1
+        if self._cancelled > SWEEP_TIMERS and self._cancelled * 2 > len(self._timers):
+            self._timers = [entry for entry in self._timers if entry[2].callback is not None]
+            heapq.heapify(self._timers)
+            self._cancelled = 0
