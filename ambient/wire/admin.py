@@ -6,17 +6,19 @@ Theory of operation
 ===================
 
     client                                              server
-      |  {id, method, params}                             |
-      |--------------------------------------------------->|
-      |                         {id, event: {...}}*        |   streams only
-      |<---------------------------------------------------|
-      |          {id, result} | {id, error: {code, message}} |
-      |<---------------------------------------------------|
+      |  {id, method, params[, fds]}                       |
+      |---------------------------------------------------->|
+      |                          {id, event: {...}}*         |   streams only
+      |<----------------------------------------------------|
+      |         {id, result} | {id, error: {code, message}}   |
+      |<----------------------------------------------------|
+      |  {id, cancel: true}                                  |   the caller lost interest
+      |---------------------------------------------------->|
 
-Calls of one connection may overlap; ``id`` tells them apart. A client that no longer wants an answer
-closes the connection, which cancels its calls. A file descriptor that belongs to a call (``attach``)
-travels beside the call's bytes as ancillary data: a shell that carries descriptors keeps them in order
-of arrival and hands the oldest to the next call that wants one.
+Calls of one connection may overlap; ``id`` tells them apart. ``fds`` counts the file descriptors that
+travel beside the call as ancillary data (``attach``): a shell that carries descriptors keeps them in
+order of arrival and hands each call as many of the oldest as it announced. An answer and a cancel may
+cross, so neither a late cancel nor the answer after one is an error.
 
 ``code`` is the exit code of the command line: 1 failed, 2 usage, 65 bad input, 69 unavailable,
 124 a wait ran out.
@@ -24,7 +26,7 @@ of arrival and hands the oldest to the next call that wants one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, TypeAlias
@@ -32,13 +34,15 @@ from typing import Any, TypeAlias
 from ambient.errors import (
     AmbientError,
     ConfigError,
-    Denied,
     LocalProtocolError,
     ProtocolError,
     RemoteProtocolError,
     Unavailable,
 )
 from ambient.wire.frames import Frame, FrameReader, encode
+
+# Calls of one connection that wait for an answer at the same time; picked, not measured.
+MAX_OPEN_CALLS = 1024
 
 
 class ExitCode(IntEnum):
@@ -58,6 +62,14 @@ class Call:
     id: int
     method: str
     params: Mapping[str, Any]
+    fds: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The client no longer wants the answer to call *id*; say nothing more about it."""
+
+    id: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +123,6 @@ def error_code(exc: BaseException) -> int:
             return ExitCode.BAD_INPUT
         case Unavailable():
             return ExitCode.UNAVAILABLE
-        case Denied() | AmbientError():
-            return ExitCode.FAILED
         case _:
             return ExitCode.FAILED
 
@@ -150,26 +160,35 @@ class ServerEnd(_End):
         super().__init__()
         self._open: set[int] = set()
 
-    def receive_data(self, data: bytes | memoryview) -> list[Call]:
+    def receive_data(self, data: bytes | memoryview) -> list[Call | Cancelled]:
         """Take what the socket gave; ``b""`` means the client closed.
 
         Raises:
             RemoteProtocolError: the client broke the protocol.
         """
-        return [self._read(frame) for frame in self._frames(data)]
+        return [event for frame in self._frames(data) for event in self._read(frame)]
 
-    def _read(self, frame: Frame) -> Call:
+    def _read(self, frame: Frame) -> Iterator[Call | Cancelled]:
         match frame:
-            case {"id": int(number), "method": str(method), **rest} if not rest.keys() - {"params"}:
-                params = rest.get("params", {})
+            case {"id": int(number), "cancel": True}:
+                if number in self._open:
+                    self._open.discard(number)
+                    yield Cancelled(number)
+            case {"id": int(number), "method": str(method), **rest}:
+                yield self._called(number, method, rest)
             case _:
                 raise self._blame("a call needs an id, a method and params")
-        if isinstance(number, bool) or not isinstance(params, dict):
+
+    def _called(self, number: int, method: str, rest: dict[str, Any]) -> Call:
+        params, fds = rest.get("params", {}), rest.get("fds", 0)
+        if isinstance(number, bool) or not isinstance(params, dict) or type(fds) is not int or fds < 0:
             raise self._blame("a call needs an id, a method and params")
         if number in self._open:
             raise self._blame(f"call {number} is open already")
+        if len(self._open) >= MAX_OPEN_CALLS:
+            raise self._blame(f"over {MAX_OPEN_CALLS} calls at once")
         self._open.add(number)
-        return Call(number, method, params)
+        return Call(number, method, params, fds)
 
     def event(self, number: int, event: Any) -> bytes:
         """One object of the stream that answers call *number*."""
@@ -201,15 +220,30 @@ class ClientEnd(_End):
     def __init__(self) -> None:
         super().__init__()
         self._open: set[int] = set()
+        self._given_up: set[int] = set()
         self._last = 0
 
-    def call(self, method: str, params: Mapping[str, Any] | None = None) -> tuple[int, bytes]:
-        """Start a call; return its number and the bytes to send."""
+    def call(self, method: str, params: Mapping[str, Any] | None = None, fds: int = 0) -> tuple[int, bytes]:
+        """Start a call; return its number and the bytes to send.
+
+        Args:
+            fds: How many descriptors the caller sends beside these bytes.
+        """
         self._require_whole()
         self._last += 1
-        data = encode({"id": self._last, "method": method, "params": dict(params or {})})
+        frame = {"id": self._last, "method": method, "params": dict(params or {})}
+        data = encode(frame | ({"fds": fds} if fds else {}))
         self._open.add(self._last)
         return self._last, data
+
+    def cancel(self, number: int) -> bytes:
+        """Give up on call *number*: nothing more is heard of it."""
+        self._require_whole()
+        if number not in self._open:
+            raise LocalProtocolError(f"no open call {number}")
+        self._open.discard(number)
+        self._given_up.add(number)
+        return encode({"id": number, "cancel": True})
 
     def receive_data(self, data: bytes | memoryview) -> list[Answer]:
         """Take what the socket gave; ``b""`` means the server closed.
@@ -217,9 +251,10 @@ class ClientEnd(_End):
         Raises:
             RemoteProtocolError: the server broke the protocol.
         """
-        return [self._read(frame) for frame in self._frames(data)]
+        answers = [self._read(frame) for frame in self._frames(data)]
+        return [answer for answer in answers if answer is not None]
 
-    def _read(self, frame: Frame) -> Answer:
+    def _read(self, frame: Frame) -> Answer | None:
         answer: Answer
         match frame:
             case {"id": int(number), "event": event, **rest} if not rest:
@@ -232,6 +267,8 @@ class ClientEnd(_End):
                 answer = ErrorSent(number, code, message)
             case _:
                 raise self._blame("an answer needs an id and an event, a result or an error")
+        if answer.id in self._given_up:
+            return None
         if answer.id not in self._open:
             raise self._blame(f"an answer to call {answer.id}, which is not open")
         if not isinstance(answer, EventSent):
