@@ -1,0 +1,113 @@
+"""What ztunnel shows of itself: ``/config_dump``, ``/metrics``, ``/healthz/ready``.
+
+No key, token or environment is ever in a dump: it is built from public values only.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Callable, Iterable
+
+from ambient.model.mesh import Mesh
+from ambient.wire.values import to_wire
+from ztunnel.http import Answer, Routes
+from ztunnel.metrics import TcpMetrics
+from ztunnel.proxies import Proxies
+from ztunnel.settings import Settings
+
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def admin_routes(
+    settings: Settings, mesh: Mesh, proxies: Proxies, certificates: Callable[[], object]
+) -> Routes:
+    """Port 15000, for people on the node."""
+
+    def dump() -> Answer:
+        document = config_dump(settings, mesh, proxies, certificates())
+        return Answer(200, json.dumps(document, indent=1) + "\n", "application/json")
+
+    def index() -> Answer:
+        return Answer(200, "ztunnel\n/config_dump\n")
+
+    return {"/": index, "/config_dump": dump}
+
+
+def config_dump(settings: Settings, mesh: Mesh, proxies: Proxies, certificates: object) -> dict[str, object]:
+    """Everything that decides what this process does, under ztunnel's names."""
+    return {
+        "workloads": [to_wire(workload) for workload in mesh.workloads()],
+        "services": [to_wire(service) for service in mesh.services()],
+        "policies": [to_wire(policy) for policy in mesh.policies()],
+        "certificates": certificates,
+        "workloadState": proxies.dump(),
+        "config": {
+            "node": settings.node,
+            "clusterId": settings.cluster,
+            "inpodUds": settings.inpod_uds,
+            "drainSeconds": settings.drain_seconds,
+        },
+        "version": importlib.metadata.version("ambient-mesh"),
+    }
+
+
+def metrics_routes(metrics: TcpMetrics, proxies: Proxies) -> Routes:
+    """Port 15020, for Prometheus."""
+
+    def exposition() -> Answer:
+        return Answer(200, metrics.exposition() + own_metrics(proxies), METRICS_TYPE)
+
+    return {"/metrics": exposition, "/stats/prometheus": exposition}
+
+
+def own_metrics(proxies: Proxies) -> str:
+    """What Istio has no stable name for."""
+    dumps = [proxy.statistics() for proxy in proxies.all()]
+    lines = [
+        *_family("ambient_proxies", "gauge", "Workloads served, draining ones included", {"": len(dumps)}),
+        *_family(
+            "ambient_connections_open",
+            "gauge",
+            "Proxied connections without a record yet",
+            {"": sum(each.connections for each in dumps)},
+        ),
+        *_family(
+            "ambient_tunnels_open",
+            "gauge",
+            "HBONE connections",
+            {
+                'role="server"': sum(each.inbound_tunnels for each in dumps),
+                'role="client"': sum(each.outbound_tunnels for each in dumps),
+            },
+        ),
+        *_family(
+            "ambient_handshakes_total",
+            "counter",
+            "TLS handshakes of the workloads served now",
+            {
+                'role="server"': sum(each.inbound_handshakes for each in dumps),
+                'role="client"': sum(each.outbound_handshakes for each in dumps),
+            },
+        ),
+    ]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _family(name: str, kind: str, text: str, samples: dict[str, int]) -> Iterable[str]:
+    yield f"# HELP {name} {text}"
+    yield f"# TYPE {name} {kind}"
+    for labels, value in samples.items():
+        yield f"{name}{{{labels}}} {value}" if labels else f"{name} {value}"
+
+
+def ready_routes(pending: Callable[[], list[str]]) -> Routes:
+    """Port 15021, for probes."""
+
+    def ready() -> Answer:
+        waiting = pending()
+        if waiting:
+            return Answer(500, f"not ready, pending: {', '.join(waiting)}\n")
+        return Answer(200, "ready\n")
+
+    return {"/healthz/ready": ready}

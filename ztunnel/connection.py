@@ -1,0 +1,169 @@
+"""One proxied connection: its facts as they become known, and exactly one record at its end."""
+
+from __future__ import annotations
+
+from ambient.engine.channel import Channel
+from ambient.engine.relay import Relay, RelayCounts, relay
+from ambient.model.address import format_hostport
+from ambient.model.identity import SpiffeId
+from ambient.model.policy import Connection
+from ambient.model.record import AccessRecord, Direction, Flag, Peer
+from ambient.model.workload import Workload
+from ztunnel.context import Context
+from ztunnel.failure import describe, is_ordinary_end
+from ztunnel.metrics import Series, Traffic
+from ztunnel.network import Address
+
+DRAINED = "connection closed due to connection drain"
+POLICY_CHANGED = "connection closed due to policy change"
+
+
+class Closed(Exception):
+    """Why we ended a connection that was well: a drain, or a change of policy."""
+
+    def __init__(self, reason: str, flag: Flag) -> None:
+        super().__init__(reason)
+        self.flag = flag
+
+
+class ProxiedConnection:
+    """Base of the three kinds; a subclass opens the two channels and hands them to ``join``.
+
+    Attributes:
+        facts: What policy decided about, for inbound connections.
+    """
+
+    direction: Direction
+
+    def __init__(self, context: Context, source: Address, destination: Address) -> None:
+        self.context = context
+        self.facts: Connection | None = None
+        self._source = source
+        self._destination = destination
+        self._started = context.reactor.now()
+        self._traffic: Traffic | None = None
+        self._series: Series | None = None
+        self._hbone_address = ""
+        self._relay: Relay | None = None
+        self._finished = False
+        context.open.add(self)
+
+    def attribute(
+        self,
+        *,
+        source: Workload | None,
+        destination: Workload | None,
+        address: Address,
+        hbone_address: str = "",
+        service: str = "",
+        source_identity: SpiffeId | None = None,
+        destination_identity: SpiffeId | None = None,
+    ) -> None:
+        """Say whose connection it is; it is counted as opened from now on. Later calls correct the record."""
+        self._destination = address
+        self._hbone_address = hbone_address
+        self._traffic = Traffic(
+            reporter=self.direction.reporter,
+            source=source,
+            destination=destination,
+            service=service.partition("/")[2] or service,
+            source_identity=source_identity,
+            destination_identity=destination_identity,
+        )
+        if self._series is None:
+            self._series = self.context.journal.opened(self._traffic)
+
+    def join(self, downstream: Channel, upstream: Channel) -> None:
+        """Move bytes until both ends are done, then finish."""
+        self._relay = relay(self.context.reactor, downstream, upstream, self._relayed)
+
+    def close(self, reason: str, flag: Flag = Flag.NONE) -> None:
+        """End it now, whatever it is doing; the record says *reason*."""
+        if self._finished:
+            return
+        if self._relay is not None:
+            self._relay.abort(Closed(reason, flag))
+        else:
+            self.give_up(Closed(reason, flag))
+            self.finish(reason, flag)
+
+    def give_up(self, reason: Closed) -> None:
+        """Release what is held before there is a relay; subclasses say what that is."""
+        raise NotImplementedError
+
+    def finish(self, error: str = "", flag: Flag = Flag.NONE, requested: int = 0, responded: int = 0) -> None:
+        """Write the record; every later call is ignored."""
+        if self._finished:
+            return
+        self._finished = True
+        record = self._record(error, flag, requested, responded)
+        self.context.journal.ended(record, self._series, requested=requested, responded=responded)
+        self.context.open.discard(self)
+
+    def leave(self) -> None:
+        """End without a record: what it became writes its own."""
+        self._finished = True
+        self.context.open.discard(self)
+
+    @property
+    def source(self) -> Address:
+        """The peer's address."""
+        return self._source
+
+    @property
+    def finished(self) -> bool:
+        """Whether the record is written."""
+        return self._finished
+
+    def dump(self) -> dict[str, str]:
+        """Plain data for people."""
+        return {
+            "direction": self.direction.value,
+            "source": format_hostport(*self._source),
+            "destination": self._hbone_address or format_hostport(*self._destination),
+        }
+
+    def _relayed(self, counts: RelayCounts) -> None:
+        error, flag = "", Flag.NONE
+        match counts.error:
+            case None:
+                pass
+            case Closed() as closed:
+                error, flag = str(closed), closed.flag
+            case exc if not is_ordinary_end(exc):
+                error, flag = describe(exc)
+        self.finish(error, flag, counts.a_to_b, counts.b_to_a)
+
+    def _record(self, error: str, flag: Flag, requested: int, responded: int) -> AccessRecord:
+        outbound = self.direction is Direction.OUTBOUND
+        traffic = self._traffic
+        return AccessRecord(
+            ended=self.context.journal.now(),
+            direction=self.direction,
+            source=self._peer(self._source, *((traffic.source, traffic.source_identity) if traffic else ())),
+            destination=self._peer(
+                self._destination, *((traffic.destination, traffic.destination_identity) if traffic else ())
+            ),
+            hbone_address=self._hbone_address,
+            service=traffic.service if traffic else "",
+            bytes_sent=requested if outbound else responded,
+            bytes_received=responded if outbound else requested,
+            duration=self.context.reactor.now() - self._started,
+            error=error,
+            flag=flag,
+            early=traffic is None,
+        )
+
+    def _peer(
+        self, address: Address, workload: Workload | None = None, identity: SpiffeId | None = None
+    ) -> Peer:
+        text = format_hostport(*address)
+        if workload is None:
+            return Peer(address=text, identity=identity)
+        return Peer(
+            address=text,
+            workload=workload.name,
+            namespace=workload.namespace,
+            identity=identity,
+            cluster=self.context.cluster,
+        )

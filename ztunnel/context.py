@@ -1,0 +1,78 @@
+"""What the connections of one workload share. It knows one workload, and no node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from ambient.engine.reactor import Reactor
+from ambient.engine.tls import TlsContext
+from ambient.model.identity import SpiffeId
+from ambient.model.mesh import Mesh
+from ambient.model.workload import Workload
+from ztunnel.journal import Journal
+from ztunnel.network import PodNetwork
+
+if TYPE_CHECKING:
+    from ztunnel.connection import ProxiedConnection
+
+
+class Contexts(Protocol):
+    """The part of the certificate cache that a connection may use: contexts, never keys."""
+
+    def context_nowait(self, identity: SpiffeId, *, server: bool) -> TlsContext:
+        """The current TLS context of *identity*; raises ``Unavailable`` if there is none."""
+        ...
+
+
+class OpenConnections:
+    """Every connection of one workload that has no record yet."""
+
+    def __init__(self) -> None:
+        self._open: dict[ProxiedConnection, None] = {}
+        self.on_empty: Callable[[], None] | None = None
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def add(self, connection: ProxiedConnection) -> None:
+        """Take part until ``discard``."""
+        self._open[connection] = None
+
+    def discard(self, connection: ProxiedConnection) -> None:
+        """It has ended; tells ``on_empty`` if it was the last."""
+        self._open.pop(connection, None)
+        if not self._open and self.on_empty is not None:
+            self.on_empty()
+
+    def all(self) -> tuple[ProxiedConnection, ...]:
+        """A copy, oldest first: closing one changes the set."""
+        return tuple(self._open)
+
+
+@dataclass(slots=True, eq=False)
+class Context:
+    """The workload and everything around it.
+
+    Attributes:
+        chance: A number in [0, 1), for whatever is left to chance.
+        cluster: The cluster's name, in records and baggage.
+    """
+
+    uid: str
+    identity: SpiffeId
+    reactor: Reactor
+    mesh: Mesh
+    svids: Contexts
+    network: PodNetwork
+    journal: Journal
+    open: OpenConnections
+    chance: Callable[[], float]
+    cluster: str = "Kubernetes"
+    response_baggage: bool = True
+
+    @property
+    def me(self) -> Workload | None:
+        """The workload as the mesh knows it now."""
+        return self.mesh.workload(self.uid)

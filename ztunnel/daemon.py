@@ -1,0 +1,148 @@
+"""The life of the process: follow control and the agent, serve, and leave politely.
+
+Started by the fabric in a node's network namespace, or by anybody who sets the same environment.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import random
+import resource
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import trio
+
+from ambient.engine.follow import Follow, control_socket
+from ambient.engine.netns import listen_in
+from ambient.engine.reactor import Reactor
+from ambient.engine.svids import SvidCache
+from ambient.errors import Unavailable
+from ztunnel.admin import admin_routes, metrics_routes, ready_routes
+from ztunnel.http import serve
+from ztunnel.inpod import AgentFollower
+from ztunnel.journal import Journal
+from ztunnel.metrics import TcpMetrics
+from ztunnel.network import NetnsNetwork
+from ztunnel.proxies import Around, Proxies
+from ztunnel.settings import ADMIN_PORT, METRICS_PORT, READY_PORT, Settings
+
+log = logging.getLogger("ztunnel")
+
+
+class Daemon:
+    """Everything of one ztunnel, put together."""
+
+    def __init__(self, reactor: Reactor, settings: Settings, control: socket.socket) -> None:
+        self._settings = settings
+        self._follow = Follow(control)
+        self._svids = SvidCache(self._follow)
+        self._journal = Journal(reactor, TcpMetrics(settings.cluster), json=settings.json_log)
+        self._proxies = Proxies(
+            Around(
+                reactor=reactor,
+                mesh=self._follow.mesh,
+                svids=self._svids,
+                journal=self._journal,
+                chance=random.random,
+                cluster=settings.cluster,
+                response_baggage=settings.response_baggage,
+            )
+        )
+        self._agent = AgentFollower(
+            settings.inpod_uds, self._proxies, functools.partial(NetnsNetwork, reactor)
+        )
+        self._follow.on_update = self._proxies.mesh_changed
+        self._synchronised = False
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT, or until control has gone; then drain."""
+        with _stop_signals() as stop:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch, stop, nursery.cancel_scope)
+                nursery.start_soon(self._follow_control)
+                nursery.start_soon(self._svids.run)
+                self._serve_http(nursery)
+                await self._follow.synchronised()
+                self._synchronised = True
+                nursery.start_soon(self._agent.run)
+
+    def pending(self) -> list[str]:
+        """What readiness waits for."""
+        waiting = [] if self._synchronised else ["state manager"]
+        return waiting if self._agent.snapshot_received else [*waiting, "workload proxy manager"]
+
+    async def _watch(self, stop: trio.Event, scope: trio.CancelScope) -> None:
+        await stop.wait()
+        await self._finish()
+        scope.cancel()
+
+    async def _follow_control(self) -> None:
+        try:
+            await self._follow.run()
+        except Unavailable as exc:
+            # Without control there are no certificates and no policy changes: serving on would be stale.
+            log.error("control has gone, draining: %s", exc)
+            await self._finish()
+            raise
+
+    async def _finish(self) -> None:
+        log.info("draining, at most %g s", self._settings.drain_seconds)
+        self._agent.stop()
+        await self._proxies.drain(self._settings.drain_seconds)
+        self._journal.flush()
+
+    def _serve_http(self, nursery: trio.Nursery) -> None:
+        admin = admin_routes(self._settings, self._follow.mesh, self._proxies, self._svids.statistics)
+        metrics = metrics_routes(self._journal.metrics, self._proxies)
+        ready = ready_routes(self.pending)
+        local = listen_in(None, ADMIN_PORT, host="127.0.0.1")
+        nursery.start_soon(functools.partial(serve, local, admin, local_only=True))
+        nursery.start_soon(serve, listen_in(None, METRICS_PORT), metrics)
+        nursery.start_soon(serve, listen_in(None, READY_PORT), ready)
+
+
+async def run(reactor: Reactor, settings: Settings) -> None:
+    """Run one ztunnel on the inherited connection to control.
+
+    Raises:
+        ConfigError: there is none.
+        Unavailable: control went away.
+    """
+    for name in settings.ignored:
+        log.warning("%s is set, but this ztunnel does not honour it", name)
+    reactor.on_failure = _log_failure
+    try:
+        await Daemon(reactor, settings, control_socket()).run()
+    except* Unavailable as group:
+        raise Unavailable(str(group.exceptions[0])) from group
+
+
+def raise_file_limit() -> None:
+    """Use every descriptor we may: two for each connection."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _log_failure(exc: Exception) -> None:
+    log.error("a connection failed on a bug of ours: %r", exc, exc_info=exc)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[trio.Event]:
+    """An event that SIGTERM or SIGINT sets; the old handlers are back afterwards."""
+    stop = trio.Event()
+    token = trio.lowlevel.current_trio_token()
+
+    def stopped(number: int, frame: object) -> None:
+        token.run_sync_soon(stop.set, idempotent=True)
+
+    old = {number: signal.signal(number, stopped) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,205 @@
+"""Port 15008: HBONE connections to the pod, and the CONNECTs inside them.
+
+In this order, and nothing of it may move: handshake (who is it), ``admit`` (is the target ours),
+``enforce`` (may it), dial the application, and only then 200.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+from ambient.engine.channel import SocketChannel
+from ambient.engine.netns import plain_address
+from ambient.engine.tls import TlsChannel, accept_tls
+from ambient.engine.tunnel import Headers, TunnelConnection, TunnelRequest
+from ambient.errors import Denied, Unavailable
+from ambient.model.identity import SpiffeId
+from ambient.model.policy import Connection, enforce
+from ambient.model.record import Direction, Flag
+from ambient.model.route import Admitted, Rejected, admit
+from ambient.model.workload import HBONE_PORT, Workload
+from ambient.wire.baggage import baggage_of, format_baggage, parse_forwarded
+from ztunnel.connection import Closed, ProxiedConnection
+from ztunnel.context import Context
+from ztunnel.failure import describe, status_of
+from ztunnel.network import Address, Cancellable
+
+# Connections of one pod that have not proven who they are (reference/threats.md 4).
+MAX_HANDSHAKES = 1024
+
+
+class InboundHandshake(ProxiedConnection):
+    """An accepted connection until it has shown a certificate; it leaves a record only if it fails.
+
+    Args:
+        on_done: Called once, with the verified channel, or with None after a failure.
+    """
+
+    direction = Direction.INBOUND
+
+    def __init__(
+        self,
+        context: Context,
+        sock: socket.socket,
+        on_done: Callable[[InboundHandshake, TlsChannel | None], None],
+    ) -> None:
+        super().__init__(context, plain_address(sock.getpeername()), plain_address(sock.getsockname()))
+        self._on_done = on_done
+        self._socket = sock
+
+    def begin(self) -> None:
+        """Shake hands with the pod's current certificate."""
+        try:
+            tls = self.context.svids.context_nowait(self.context.identity, server=True)
+        except Unavailable as exc:
+            self._socket.close()
+            self._done(exc)
+            return
+        accept_tls(self.context.reactor, self._socket, tls, self._done)
+
+    def give_up(self, reason: Closed) -> None:
+        """Nothing to do: the handshake has its own deadline, and what it gives then is aborted."""
+
+    def _done(self, result: TlsChannel | Exception) -> None:
+        channel = None
+        if isinstance(result, Exception):
+            self.finish(*describe(result))
+        elif self.finished:
+            result.abort()
+        else:
+            channel = result
+        self._on_done(self, channel)
+
+
+class InboundStream(ProxiedConnection):
+    """One CONNECT."""
+
+    direction = Direction.INBOUND
+
+    def __init__(self, context: Context, tunnel: InboundTunnel, request: TunnelRequest) -> None:
+        super().__init__(context, tunnel.source, (tunnel.pod_ip, HBONE_PORT))
+        self._tunnel = tunnel
+        self._request = request
+        self._dialling: Cancellable | None = None
+
+    def begin(self) -> None:
+        """Ask whether the target is ours."""
+        me = self.context.me
+        if me is None:
+            self._refuse(503, "unknown workload", Flag.CONNECT)
+            return
+        self._request.on_cancelled(self._cancelled)
+        admission = admit(
+            self.context.mesh, me, self._tunnel.pod_ip, self._request.authority, self._tunnel.identity
+        )
+        match admission:
+            case Rejected(status, reason):
+                self._refuse(status, reason, Flag.CONNECT)
+            case Admitted():
+                self._admitted(me, admission)
+
+    def give_up(self, reason: Closed) -> None:
+        """Answer it, so that the client need not wait for a deadline."""
+        if self._dialling is not None:
+            self._dialling.cancel()
+        self._request.refuse(403 if reason.flag is Flag.DENY else 503, str(reason))
+
+    def _admitted(self, me: Workload, target: Admitted) -> None:
+        identity = self._tunnel.identity
+        self.attribute(
+            source=self._tunnel.source_workload(),
+            destination=me,
+            address=(self._tunnel.pod_ip, HBONE_PORT),
+            hbone_address=self._request.authority,
+            service=target.service or _forwarded_host(self._request.headers),
+            source_identity=identity,
+            destination_identity=self.context.identity,
+        )
+        self.facts = Connection(identity, self._tunnel.source[0], target.ip, target.port)
+        try:
+            enforce(self.context.mesh.policies_for(me), self.facts)
+        except Denied as exc:
+            self._refuse(403, exc.reason, Flag.DENY)
+            return
+        self._dialling = self.context.network.dial(
+            (target.ip, target.port), self._dialled, source=self._tunnel.source
+        )
+
+    def _dialled(self, result: socket.socket | OSError) -> None:
+        self._dialling = None
+        if isinstance(result, OSError):
+            reason, flag = describe(result)
+            self._refuse(status_of(result), reason, flag)
+            return
+        application = SocketChannel(self.context.reactor, result)
+        self.join(self._request.accept(self._response_headers()), application)
+
+    def _response_headers(self) -> Headers:
+        me = self.context.me
+        if me is None or not self.context.response_baggage:
+            return ()
+        return (("baggage", format_baggage(baggage_of(me, self.context.cluster))),)
+
+    def _cancelled(self) -> None:
+        if self._dialling is not None:
+            self._dialling.cancel()
+        self.finish("closed by the source before the answer", Flag.CONNECT)
+
+    def _refuse(self, status: int, reason: str, flag: Flag) -> None:
+        self._request.refuse(status)
+        self.finish(reason, flag)
+
+
+class InboundTunnel:
+    """An HBONE connection to the pod after its handshake.
+
+    Attributes:
+        identity: Who is at the other end, proven.
+        source: Its address and port.
+        pod_ip: The pod's address that it came to.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        channel: TlsChannel,
+        source: Address,
+        on_closed: Callable[[InboundTunnel], None],
+    ) -> None:
+        self.identity: SpiffeId = channel.peer_identity
+        self.source = source
+        self.pod_ip = channel.local_address[0]
+        self._context = context
+        self._on_closed = on_closed
+        self._connection = TunnelConnection(
+            context.reactor, channel, on_request=self._requested, on_closed=self._closed
+        )
+
+    def goaway(self) -> None:
+        """Let the streams finish and take no more."""
+        self._connection.goaway()
+
+    def close(self) -> None:
+        """End it now."""
+        self._connection.close()
+
+    def source_workload(self) -> Workload | None:
+        """The workload at the peer's address, if that is who the certificate says."""
+        found = self._context.mesh.workload_by_address(self.source[0])
+        return found if found is not None and found.identity == self.identity else None
+
+    def _requested(self, request: TunnelRequest) -> None:
+        InboundStream(self._context, self, request).begin()
+
+    def _closed(self, exc: Exception | None) -> None:
+        self._on_closed(self)
+
+
+def _forwarded_host(headers: Headers) -> str:
+    # Only a label in records and metrics: nothing is decided by it.
+    for name, value in headers:
+        if name == "forwarded":
+            found = parse_forwarded(value)
+            return found[1] if found else ""
+    return ""

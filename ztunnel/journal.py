@@ -1,0 +1,70 @@
+"""Where the end of every connection is written: the access log and the metrics.
+
+Lines are gathered during one batch of the reactor and written once at its end, because a write for
+each connection costs more than the record itself.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from ambient.engine.reactor import Reactor
+from ambient.model.record import AccessRecord, format_json, format_text
+from ztunnel.metrics import Series, TcpMetrics, Traffic, closed
+
+LOG_FD = 2
+
+
+class Journal:
+    """Records and counts; one for the process.
+
+    Args:
+        write: Takes the text of one or more whole lines.
+        json: Write records as JSON.
+    """
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        metrics: TcpMetrics,
+        *,
+        write: Callable[[str], None] | None = None,
+        json: bool = False,
+    ) -> None:
+        self.metrics = metrics
+        self._reactor = reactor
+        self._write = write or write_log
+        self._format = format_json if json else format_text
+        self._lines: list[str] = []
+
+    def now(self) -> datetime:
+        """The time of day for a record."""
+        return datetime.fromtimestamp(time.time(), UTC)
+
+    def opened(self, traffic: Traffic) -> Series:
+        """Count a connection whose ends are known; give the result to ``ended``."""
+        return self.metrics.opened(traffic)
+
+    def ended(self, record: AccessRecord, series: Series | None, *, requested: int, responded: int) -> None:
+        """Write the one record of a connection, and count its end if its beginning was counted."""
+        if series is not None:
+            closed(series, sent=responded, received=requested, flag=record.flag)
+        if not self._lines:
+            self._reactor.call_soon(self.flush)
+        self._lines.append(self._format(record))
+
+    def flush(self) -> None:
+        """Write what was gathered; the daemon calls it once more at its end."""
+        if self._lines:
+            lines, self._lines = self._lines, []
+            self._write("\n".join(lines) + "\n")
+
+
+def write_log(text: str) -> None:
+    """Write whole lines to the log, all of them."""
+    data = memoryview(text.encode())
+    while data:
+        data = data[os.write(LOG_FD, data) :]

@@ -1,0 +1,149 @@
+"""The pod's network as its proxy sees it: listeners inside it, connections out of it.
+
+``PodNetwork`` is the seam at which tests and the loopback fabric stand in for the kernel; ``NetnsNetwork``
+is the real one. A socket stays where it was made, so nothing here runs inside the pod for longer than
+``socket()`` takes.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import random
+import socket
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
+
+from ambient.engine.dial import Dialling, dial_socket
+from ambient.engine.netns import CLONE_NEWNET, PROXY_MARK, listen_in, netns_identity, original_destination
+from ambient.engine.reactor import Reactor
+from ztunnel.source_port_plan import MAX_ATTEMPTS, SourcePorts
+
+Address: TypeAlias = tuple[str, int]
+OnDialled: TypeAlias = Callable[[socket.socket | OSError], None]
+
+# ioctl_ns(2).
+NS_GET_NSTYPE = 0xB703
+
+# The kernel's two ways to say that a chosen source port will not do: bind's and connect's.
+_PORT_TAKEN = (errno.EADDRINUSE, errno.EADDRNOTAVAIL)
+
+
+class Cancellable(Protocol):
+    """Something under way that can be given up without an answer."""
+
+    def cancel(self) -> None:
+        """Give up silently."""
+        ...
+
+
+class PodNetwork(Protocol):
+    """What a ``WorkloadProxy`` needs of the network it stands in."""
+
+    def listen(self, port: int) -> socket.socket:
+        """A listener on *port* that takes redirected connections."""
+        ...
+
+    def original_destination(self, sock: socket.socket) -> Address:
+        """Where the peer of an accepted connection wanted to go."""
+        ...
+
+    def dial(self, address: Address, on_done: OnDialled, *, source: Address | None = None) -> Cancellable:
+        """Connect from the pod to *address*; *on_done* is never called before this returns.
+
+        Args:
+            source: The client whose address the connection is to carry. Its port is only what the
+                connection's port must not be.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release what keeps the pod's network in reach."""
+        ...
+
+
+class NetnsNetwork:
+    """A pod's network namespace.
+
+    Args:
+        netns_fd: The namespace; ours to close, unless this raises.
+
+    Raises:
+        OSError: it is no network namespace, or our own, whose ports are not a pod's to give.
+    """
+
+    def __init__(self, reactor: Reactor, netns_fd: int) -> None:
+        _require_pods_namespace(netns_fd)
+        self._reactor = reactor
+        self._ports = SourcePorts(random.getrandbits(16))
+        self.netns_fd = netns_fd
+
+    def listen(self, port: int) -> socket.socket:
+        """A dual-stack listener; transparent, so that TPROXY may give it foreign addresses."""
+        return listen_in(self.netns_fd, port, transparent=True, mark=PROXY_MARK)
+
+    def original_destination(self, sock: socket.socket) -> Address:
+        """By conntrack after REDIRECT, by the local address after TPROXY."""
+        return original_destination(sock)
+
+    def dial(self, address: Address, on_done: OnDialled, *, source: Address | None = None) -> Cancellable:
+        """Connect from inside; a pod that calls itself keeps its address anyway, so nothing is spoofed."""
+        if source is None or source[0] == address[0]:
+            return self.dial_from(address, on_done, None)
+        return _SpoofedDial(self, self._ports, address, source, on_done)
+
+    def dial_from(self, address: Address, on_done: OnDialled, source: Address | None) -> Dialling:
+        """One attempt, from exactly *source* if it is given."""
+        return dial_socket(
+            self._reactor,
+            address,
+            on_done,
+            netns_fd=self.netns_fd,
+            mark=PROXY_MARK,
+            source=source,
+            transparent=source is not None,
+        )
+
+    def close(self) -> None:
+        """Close the descriptor; sockets that were made inside live on."""
+        os.close(self.netns_fd)
+
+
+def _require_pods_namespace(fd: int) -> None:
+    if fcntl.ioctl(fd, NS_GET_NSTYPE) != CLONE_NEWNET:
+        raise OSError(errno.EINVAL, "not a network namespace")
+    own = os.stat("/proc/self/ns/net")
+    if netns_identity(fd) == (own.st_dev, own.st_ino):
+        raise OSError(errno.EINVAL, "the namespace is this node's, not a pod's")
+
+
+class _SpoofedDial:
+    """Tries source ports until the kernel takes one."""
+
+    def __init__(
+        self, network: NetnsNetwork, ports: SourcePorts, address: Address, source: Address, on_done: OnDialled
+    ) -> None:
+        self._network = network
+        self._ports = ports
+        self._address = address
+        self._source = source
+        self._on_done = on_done
+        self._attempt = 0
+        self._dialling = self._dial()
+
+    def cancel(self) -> None:
+        self._dialling.cancel()
+
+    def _dial(self) -> Dialling:
+        ip, client_port = self._source
+        port = self._ports.candidate(self._attempt, client_port)
+        return self._network.dial_from(self._address, self._dialled, (ip, port))
+
+    def _dialled(self, result: socket.socket | OSError) -> None:
+        self._attempt += 1
+        taken = isinstance(result, OSError) and result.errno in _PORT_TAKEN
+        if taken and self._attempt < MAX_ATTEMPTS:
+            self._dialling = self._dial()
+        else:
+            self._on_done(result)

@@ -1,0 +1,148 @@
+"""Port 15001: a connection that the pod's application opened, on its way out.
+
+The decision is ``model.route``; here it is carried out: by a tunnel, in plaintext, or not at all.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+
+from ambient.engine.channel import Channel, SocketChannel
+from ambient.engine.pool import TunnelPool
+from ambient.engine.tunnel import Headers, TunnelStream
+from ambient.model.address import format_hostport
+from ambient.model.pool_plan import PoolKey
+from ambient.model.record import Direction, Flag
+from ambient.model.route import Pass, Refuse, Route, Tunnel, route
+from ambient.model.workload import Workload
+from ambient.wire.baggage import baggage_of, format_baggage, format_forwarded, format_traceparent
+from ztunnel.connection import Closed, ProxiedConnection
+from ztunnel.context import Context
+from ztunnel.failure import describe, may_go_elsewhere
+from ztunnel.network import Address, Cancellable
+
+UNKNOWN_WORKLOAD = "failed to fetch information about local workload"
+
+
+class OutboundConnection(ProxiedConnection):
+    """From the application's socket to wherever ``route`` says.
+
+    If nobody can have seen the request and the mesh has changed meanwhile (a destination that is being
+    un-enrolled), the connection is routed once more: the application need not know.
+    """
+
+    direction = Direction.OUTBOUND
+
+    def __init__(self, context: Context, pool: TunnelPool, sock: socket.socket) -> None:
+        self._application = SocketChannel(context.reactor, sock)
+        self._target = context.network.original_destination(sock)
+        super().__init__(context, self._application.peer_address, self._target)
+        self._pool = pool
+        self._chance = context.chance()
+        self._route: Route | None = None
+        self._dialling: Cancellable | None = None
+
+    def begin(self) -> None:
+        """Route it."""
+        me = self.context.me
+        if me is None:
+            self._refuse(UNKNOWN_WORKLOAD, Flag.CONNECT)
+        else:
+            self._go(me, self._decide(me))
+
+    def give_up(self, reason: Closed) -> None:
+        """Reset the application's side; a tunnel that opens later finds nobody and is closed."""
+        if self._dialling is not None:
+            self._dialling.cancel()
+        self._application.abort()
+
+    def _decide(self, me: Workload) -> Route:
+        return route(self.context.mesh, me, *self._target, self._chance)
+
+    def _go(self, me: Workload, chosen: Route) -> None:
+        self._route = chosen
+        match chosen:
+            case Refuse(reason, flag):
+                self._refuse(reason, flag)
+            case Pass():
+                self._pass(me, chosen)
+            case Tunnel():
+                self._tunnel(me, chosen)
+
+    def _pass(self, me: Workload, chosen: Pass) -> None:
+        address = (chosen.ip, chosen.port)
+        destination = self.context.mesh.workload(chosen.workload_uid)
+        self.attribute(source=me, destination=destination, address=address, service=chosen.service)
+        self._dialling = self.context.network.dial(address, self._dialled)
+
+    def _tunnel(self, me: Workload, chosen: Tunnel) -> None:
+        (identity,) = chosen.identities if len(chosen.identities) == 1 else (None,)
+        self.attribute(
+            source=me,
+            destination=self.context.mesh.workload(chosen.workload_uid),
+            address=(chosen.ip, chosen.port),
+            hbone_address=chosen.authority,
+            service=chosen.service,
+            source_identity=self.context.identity,
+            destination_identity=identity,
+        )
+        key = pool_key(self.context, chosen)
+        headers = request_headers(me, self.context.cluster, self._source, chosen.service)
+        self._pool.open(key, chosen.authority, headers, self._opened)
+
+    def _dialled(self, result: socket.socket | OSError) -> None:
+        self._dialling = None
+        if isinstance(result, OSError):
+            self._failed(result, hbone=False)
+        else:
+            self._connected(SocketChannel(self.context.reactor, result))
+
+    def _opened(self, result: TunnelStream | Exception) -> None:
+        if self.finished:
+            if not isinstance(result, Exception):
+                result.abort()
+        elif isinstance(result, Exception):
+            self._failed(result, hbone=True)
+        else:
+            self._connected(result)
+
+    def _connected(self, upstream: Channel) -> None:
+        self.join(self._application, upstream)
+
+    def _failed(self, exc: Exception, *, hbone: bool) -> None:
+        me = self.context.me
+        if me is not None and may_go_elsewhere(exc):
+            again = self._decide(me)
+            # The same chance gives the same route, unless the mesh has changed: so this ends.
+            if again != self._route:
+                self._go(me, again)
+                return
+        self._refuse(*describe(exc, hbone=hbone))
+
+    def _refuse(self, reason: str, flag: Flag) -> None:
+        # A reset, not an end of file: a client must not take the refusal for an empty answer.
+        self._application.abort()
+        self.finish(reason, flag)
+
+
+def pool_key(context: Context, chosen: Tunnel) -> PoolKey:
+    """Which connections may carry a stream for *chosen*."""
+    return PoolKey(
+        source_uid=context.uid,
+        source_identity=context.identity,
+        destination_uid=chosen.workload_uid,
+        ip=chosen.ip,
+        port=chosen.port,
+        identities=chosen.identities,
+    )
+
+
+def request_headers(me: Workload, cluster: str, source: Address, service: str) -> Headers:
+    """What a CONNECT says beside its target."""
+    host = service.partition("/")[2]
+    return (
+        ("baggage", format_baggage(baggage_of(me, cluster))),
+        ("forwarded", format_forwarded(format_hostport(*source), host)),
+        ("traceparent", format_traceparent(random.getrandbits(128), random.getrandbits(64))),
+    )

@@ -1,0 +1,109 @@
+"""What the environment says: Istio's names where they make sense here, read once, as values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ambient.errors import ConfigError
+
+ADMIN_PORT = 15000
+METRICS_PORT = 15020
+READY_PORT = 15021
+
+# Istio's default for both deadlines.
+DEFAULT_DRAIN_SECONDS = 5.0
+DEFAULT_INPOD_UDS = "/var/run/ztunnel/ztunnel.sock"
+
+# Names of Istio's ztunnel that would change what it does, and do nothing here.
+NOT_HONOURED = (
+    "XDS_ADDRESS",
+    "CA_ADDRESS",
+    "LOCAL_XDS",
+    "LOCAL_XDS_PATH",
+    "PROXY_MODE",
+    "FAKE_CA",
+    "PACKET_MARK",
+    "INPOD_PORT_REUSE",
+    "ENABLE_ORIG_SRC",
+    "HTTP2_STREAM_WINDOW_SIZE",
+    "HTTP2_CONNECTION_WINDOW_SIZE",
+    "HTTP2_FRAME_SIZE",
+    "POOL_MAX_STREAMS_PER_CONNECTION",
+    "POOL_UNUSED_RELEASE_TIMEOUT",
+    "UNSTABLE_ENABLE_SOCKS5",
+    "TLS12_ENABLED",
+    "CRL_PATH",
+    "ZTUNNEL_WORKER_THREADS",
+    "RUST_LOG",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How this process was asked to run.
+
+    Attributes:
+        inpod_uds: The node agent's ZDS socket.
+        drain_seconds: How long connections may live on after SIGTERM.
+        ignored: Names that were set and are not honoured, for one warning.
+    """
+
+    node: str = ""
+    cluster: str = "Kubernetes"
+    inpod_uds: str = DEFAULT_INPOD_UDS
+    json_log: bool = False
+    response_baggage: bool = True
+    drain_seconds: float = DEFAULT_DRAIN_SECONDS
+    ignored: tuple[str, ...] = ()
+
+
+def read_settings(environ: Mapping[str, str]) -> Settings:
+    """Read the environment.
+
+    Raises:
+        ConfigError: a value means nothing; the message names the variable.
+    """
+    return Settings(
+        node=environ.get("NODE_NAME", ""),
+        cluster=environ.get("CLUSTER_ID", "Kubernetes"),
+        inpod_uds=environ.get("INPOD_UDS", DEFAULT_INPOD_UDS),
+        json_log=_choice(environ, "LOG_FORMAT", {"": False, "plain": False, "text": False, "json": True}),
+        response_baggage=_choice(
+            environ, "ENABLE_RESPONSE_BAGGAGE", {"": True, "true": True, "false": False}
+        ),
+        drain_seconds=drain_deadline(environ),
+        ignored=tuple(name for name in NOT_HONOURED if environ.get(name)),
+    )
+
+
+def drain_deadline(environ: Mapping[str, str]) -> float:
+    """``CONNECTION_TERMINATION_DEADLINE``, else five seconds before the platform kills us, else 5 s.
+
+    Source: ztunnel's ``src/config.rs``: one second before if the grace period is 10 s or less.
+    """
+    own = environ.get("CONNECTION_TERMINATION_DEADLINE", "")
+    if own:
+        return _seconds("CONNECTION_TERMINATION_DEADLINE", own.removesuffix("s"))
+    grace = environ.get("TERMINATION_GRACE_PERIOD_SECONDS", "")
+    if not grace:
+        return DEFAULT_DRAIN_SECONDS
+    seconds = _seconds("TERMINATION_GRACE_PERIOD_SECONDS", grace)
+    return max(1.0, seconds - (1.0 if seconds <= 10 else 5.0))
+
+
+def _seconds(name: str, text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < 1e6:
+        raise ConfigError(f"{name} is not a number of seconds: {text!r}")
+    return seconds
+
+
+def _choice(environ: Mapping[str, str], name: str, meanings: dict[str, bool]) -> bool:
+    value = environ.get(name, "").lower()
+    if value not in meanings:
+        raise ConfigError(f"{name} is {value!r}, expected one of: {', '.join(filter(None, meanings))}")
+    return meanings[value]

@@ -1,0 +1,198 @@
+"""The part of ztunnel that serves one workload: three listeners, a pool, and what they opened.
+
+It knows one workload and no node. Its life: ``start`` (all listeners or none), ``drain`` (no new work,
+the old goes on), and at the end of the last connection ``on_drained``; or ``abort`` at any time.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+from ambient.engine.listener import Listener
+from ambient.engine.pool import Dialler, OnConnected, TunnelPool
+from ambient.engine.tls import TlsChannel, connect_tls
+from ambient.errors import Unavailable
+from ambient.model.policy import Policy, decide
+from ambient.model.pool_plan import PoolKey
+from ambient.model.record import Flag
+from ambient.model.route import INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT
+from ambient.model.workload import HBONE_PORT
+from ztunnel.connection import DRAINED, POLICY_CHANGED
+from ztunnel.context import Context
+from ztunnel.inbound import MAX_HANDSHAKES, InboundHandshake, InboundTunnel
+from ztunnel.outbound import OutboundConnection
+from ztunnel.passthrough import PassthroughConnection
+
+# Between the closing of the listeners and the GOAWAYs: requests that were on their way are still served.
+# The control plane has told every source by then, so a few round trips are enough; picked, not measured.
+GOAWAY_DELAY = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyStatistics:
+    """One workload's proxy, now; handshakes since its start."""
+
+    connections: int
+    inbound_tunnels: int
+    outbound_tunnels: int
+    inbound_handshakes: int
+    outbound_handshakes: int
+
+
+class WorkloadProxy:
+    """Serves the workload of *context*."""
+
+    def __init__(self, context: Context, on_drained: Callable[[WorkloadProxy], None]) -> None:
+        self.context = context
+        self.draining = False
+        self.handshakes = 0
+        self._on_drained: Callable[[WorkloadProxy], None] | None = on_drained
+        self._listeners: list[Listener] = []
+        self._tunnels: set[InboundTunnel] = set()
+        self._waiting = 0
+        self._policies: tuple[Policy, ...] | None = None
+        self._pool = TunnelPool(context.reactor, hbone_dialler(context))
+        context.open.on_empty = self._maybe_drained
+
+    def start(self) -> None:
+        """Open every listener.
+
+        Raises:
+            OSError: one of the ports is taken, or the namespace is gone; then none is open.
+        """
+        opened: list[tuple[socket.socket, Callable[[socket.socket], None]]] = []
+        try:
+            for port, accepted in (
+                (OUTBOUND_PORT, self._accepted_outbound),
+                (INBOUND_PLAINTEXT_PORT, self._accepted_plaintext),
+                (HBONE_PORT, self._accepted_hbone),
+            ):
+                opened.append((self.context.network.listen(port), accepted))
+        except OSError as exc:
+            for sock, _ in opened:
+                sock.close()
+            raise OSError(exc.errno, f"cannot listen on {port} in the pod: {exc.strerror or exc}") from exc
+        self._listeners = [Listener(self.context.reactor, sock, accepted) for sock, accepted in opened]
+
+    def drain(self) -> None:
+        """Take what was already knocking, then no more; ``on_drained`` follows, never from in here."""
+        if self.draining:
+            return
+        self.draining = True
+        for listener in self._listeners:
+            listener.accept_pending()
+            listener.close()
+        self._pool.close_where(lambda key: True)
+        self.context.reactor.call_later(GOAWAY_DELAY, self._say_goodbye)
+
+    def abort(self, reason: str = DRAINED) -> None:
+        """End everything now; each connection gets its record."""
+        self.draining = True
+        for listener in self._listeners:
+            listener.close()
+        for connection in self.context.open.all():
+            connection.close(reason)
+        for tunnel in tuple(self._tunnels):
+            tunnel.close()
+        self._pool.close()
+        self._maybe_drained()
+
+    def mesh_changed(self) -> None:
+        """Ask policy again where it changed, and forget tunnels to workloads that are gone."""
+        mesh = self.context.mesh
+        self._pool.close_where(lambda key: mesh.workload(key.destination_uid) is None)
+        me = self.context.me
+        policies = mesh.policies_for(me) if me is not None else self._policies
+        if policies is not None and policies != self._policies:
+            self._policies = policies
+            self._recheck(policies)
+
+    def _recheck(self, policies: tuple[Policy, ...]) -> None:
+        for connection in self.context.open.all():
+            if connection.facts is not None and not decide(policies, connection.facts).allowed:
+                connection.close(POLICY_CHANGED, Flag.DENY)
+
+    def statistics(self) -> ProxyStatistics:
+        """What it carries."""
+        pool = self._pool.statistics()
+        return ProxyStatistics(
+            len(self.context.open), len(self._tunnels), pool.connections, self.handshakes, pool.handshakes
+        )
+
+    def dump(self) -> dict[str, object]:
+        """Plain data for people."""
+        return {
+            "state": "draining" if self.draining else "up",
+            "identity": str(self.context.identity),
+            "connections": [each.dump() for each in self.context.open.all()],
+            "statistics": asdict(self.statistics()),
+        }
+
+    def _accepted_outbound(self, sock: socket.socket) -> None:
+        OutboundConnection(self.context, self._pool, sock).begin()
+
+    def _accepted_plaintext(self, sock: socket.socket) -> None:
+        PassthroughConnection(self.context, sock).begin()
+
+    def _accepted_hbone(self, sock: socket.socket) -> None:
+        if self._waiting >= MAX_HANDSHAKES:
+            sock.close()
+            return
+        self._waiting += 1
+        InboundHandshake(self.context, sock, self._shaken).begin()
+
+    def _shaken(self, handshake: InboundHandshake, channel: TlsChannel | None) -> None:
+        self._waiting -= 1
+        if channel is None:
+            return
+        self.handshakes += 1
+        tunnel = InboundTunnel(self.context, channel, handshake.source, self._tunnel_closed)
+        self._tunnels.add(tunnel)
+        handshake.leave()
+        if self.draining:
+            # It knocked before the door was closed: its first request is still welcome.
+            self.context.reactor.call_later(GOAWAY_DELAY, tunnel.goaway)
+
+    def _tunnel_closed(self, tunnel: InboundTunnel) -> None:
+        self._tunnels.discard(tunnel)
+        self._maybe_drained()
+
+    def _say_goodbye(self) -> None:
+        for tunnel in tuple(self._tunnels):
+            tunnel.goaway()
+        self._maybe_drained()
+
+    def _maybe_drained(self) -> None:
+        if self.draining and not self.context.open and not self._tunnels:
+            self.context.reactor.call_soon(self._drained)
+
+    def _drained(self) -> None:
+        if self._on_drained is None or len(self.context.open) or self._tunnels:
+            return
+        on_drained, self._on_drained = self._on_drained, None
+        self._pool.close()
+        self.context.network.close()
+        on_drained(self)
+
+
+def hbone_dialler(context: Context) -> Dialler:
+    """Dials from the pod, on behalf of the pod's identity."""
+
+    def dial(key: PoolKey, on_connected: OnConnected) -> None:
+        def dialled(result: socket.socket | OSError) -> None:
+            if isinstance(result, OSError):
+                on_connected(result)
+                return
+            try:
+                tls = context.svids.context_nowait(key.source_identity, server=False)
+            except Unavailable as exc:
+                result.close()
+                on_connected(exc)
+                return
+            connect_tls(context.reactor, result, tls, key.identities, on_connected)
+
+        context.network.dial((key.ip, key.port), dialled)
+
+    return dial
