@@ -55,6 +55,11 @@ class _Parser:
         self._quiet = 0  # bytes since something was understood
         self._forget()
 
+    @property
+    def begun(self) -> bool:
+        """Whether a message has begun that is not complete."""
+        return self._begun
+
     def _forget(self) -> None:
         """Start a new message."""
         self._kept: list[Header] = []
