@@ -1,0 +1,28 @@
+"""A bell: tasks wait for "something changed" and look for themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import trio
+
+
+class Bell:
+    """Wakes everybody who waits; whoever is not waiting misses nothing, because conditions are re-read."""
+
+    def __init__(self) -> None:
+        self._event = trio.Event()
+
+    def ring(self) -> None:
+        """Wake everybody who waits now."""
+        self._event.set()
+        self._event = trio.Event()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Return as soon as *condition* holds; it is asked now and after every ring."""
+        while not condition():
+            await self._event.wait()
+
+    async def next(self) -> None:
+        """Wait for the next ring."""
+        await self._event.wait()

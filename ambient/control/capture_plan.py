@@ -1,0 +1,126 @@
+"""Where a pod stands between "left alone" and "in the mesh", and what comes next. Pure.
+
+Theory of operation
+===================
+
+The order is what makes enrollment lossless (ARCHITECTURE.md), so it is one table, here::
+
+    OUT --wanted--> ENTERING --agent: enrolled--> IN --unwanted--> LEAVING --all acked--> RELEASING --> OUT
+                       |                          ^                   |                      |
+                       +--agent: failed--> FAILED +------wanted-------+   ENTERING <--wanted--+
+
+* ENTERING: the node's agent was told to capture; nobody else knows yet.
+* IN: captured and advertised as HBONE.
+* LEAVING: no longer advertised, still captured, until every daemon has applied the update that says so:
+  a peer that has not heard would still dial port 15008.
+* RELEASING: the agent was told to let go; connections that were proxied drain on their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from ambient.wire.xds import PodReport
+
+
+class Phase(Enum):
+    """See the picture above."""
+
+    OUT = "none"
+    ENTERING = "enrolling"
+    IN = "enrolled"
+    LEAVING = "leaving"
+    RELEASING = "draining"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capture:
+    """One pod's place in the picture.
+
+    Attributes:
+        version: In LEAVING, the registry version that stopped advertising it; 0 until that is published.
+        kept: Connections older than the capture that lived on; -1 if the agent did not count.
+        draining: Let go, but connections that were proxied still live.
+    """
+
+    phase: Phase = Phase.OUT
+    version: int = 0
+    reason: str = ""
+    kept: int = -1
+    duration_ms: float = 0.0
+    draining: bool = False
+
+    @property
+    def advertised(self) -> bool:
+        """Whether peers are told to speak HBONE to it."""
+        return self.phase is Phase.IN
+
+    @property
+    def captured(self) -> bool:
+        """Whether its agent is told to hold it captured."""
+        return self.phase in (Phase.ENTERING, Phase.IN, Phase.LEAVING)
+
+    @property
+    def resting(self) -> bool:
+        """Whether it waits for nobody."""
+        return self.phase in (Phase.OUT, Phase.IN, Phase.FAILED)
+
+
+def step(capture: Capture, *, wanted: bool, runnable: bool, applied: Callable[[int], bool]) -> Capture:
+    """Return where *capture* moves now.
+
+    Args:
+        wanted: Whether the labels ask for ambient mode.
+        runnable: Whether the pod has a network namespace to capture.
+        applied: Whether every daemon has applied a registry version.
+    """
+    match capture.phase, wanted:
+        case Phase.OUT, True if runnable:
+            return Capture(phase=Phase.ENTERING, draining=capture.draining)
+        case Phase.ENTERING, False:
+            return replace(capture, phase=Phase.RELEASING)
+        case Phase.IN, False:
+            return replace(capture, phase=Phase.LEAVING, version=0)
+        case Phase.LEAVING, True:
+            return replace(capture, phase=Phase.IN, version=0)
+        case Phase.LEAVING, False if capture.version and applied(capture.version):
+            return replace(capture, phase=Phase.RELEASING, version=0)
+        case Phase.RELEASING, True:
+            return Capture(phase=Phase.ENTERING)
+        case Phase.FAILED, False:
+            return Capture()
+        case _:
+            return capture
+
+
+def published(capture: Capture, version: int) -> Capture:
+    """Note that the registry without it went out as *version*."""
+    if capture.phase is Phase.LEAVING and not capture.version:
+        return replace(capture, version=version)
+    return capture
+
+
+def reported(capture: Capture, report: PodReport) -> Capture:
+    """Return where the agent's word moves *capture*; a word that comes too late changes nothing."""
+    match capture.phase, report.state:
+        case Phase.ENTERING, "enrolled":
+            return Capture(phase=Phase.IN, kept=report.established_kept, duration_ms=report.duration_ms)
+        case Phase.ENTERING, "failed":
+            return Capture(phase=Phase.FAILED, reason=report.reason, duration_ms=report.duration_ms)
+        case Phase.IN, "failed":
+            return Capture(phase=Phase.FAILED, reason=report.reason)
+        case Phase.RELEASING, "draining" | "none":
+            return Capture(
+                draining=report.state == "draining",
+                kept=report.established_kept,
+                duration_ms=report.duration_ms,
+            )
+        case Phase.RELEASING, "failed":
+            return Capture(phase=Phase.FAILED, reason=report.reason)
+        case Phase.OUT, "none":
+            return replace(capture, draining=False)
+        case _:
+            return capture

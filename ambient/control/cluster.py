@@ -1,0 +1,356 @@
+"""The mesh as control holds it, and the one step that makes what runs follow what was asked for.
+
+Floor 3. Everything changes in this thread and between two awaits: whoever changes something calls
+``reconcile``, which plans the pods, moves the captures on, publishes the registry and rings the bell. Tasks
+that wait for an outcome wait at the bell and look.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import trio
+
+from ambient.control.address_book import AddressBook
+from ambient.control.bell import Bell
+from ambient.control.capture_plan import Phase, published, reported, step
+from ambient.control.distribution import Distribution, Peer
+from ambient.control.issuer import Issuer
+from ambient.control.pods import Pod, Role, Status
+from ambient.control.pods_plan import Wanted, wanted_pods
+from ambient.control.registry_plan import Registry
+from ambient.control.resources_plan import services_of, workloads_of
+from ambient.control.schedule_plan import Placed, choose_node
+from ambient.control.store_plan import Store
+from ambient.control.waypoints_plan import Waypoint, is_waypoint, waypoint_of
+from ambient.errors import ConfigError
+from ambient.model.addressing import NETNS, AddressPlan
+from ambient.model.authorization import Security, convert
+from ambient.model.enrollment import Mode, desired_mode
+from ambient.model.identity import SpiffeId
+from ambient.pki.authority import Issued
+from ambient.wire.values import to_wire
+from ambient.wire.xds import NodePod, PodReport
+
+log = logging.getLogger("ambient.control")
+
+
+class Cluster:
+    """What was asked for, what runs, and what everybody is told.
+
+    Args:
+        clock: Returns unix seconds.
+    """
+
+    def __init__(self, issuer: Issuer, clock: Callable[[], float]) -> None:
+        self.issuer = issuer
+        self.clock = clock
+        self.bell = Bell()
+        self.distribution = Distribution(self, self.bell)
+        self.store = Store.fresh(clock())
+        self.nodes: tuple[str, ...] = ()
+        self.engines: dict[str, str] = {}
+        self.pod_labels: dict[tuple[str, str], dict[str, str | None]] = {}
+        self.book = AddressBook()
+        self._pods: dict[str, Pod] = {}
+        self._generations: dict[tuple[str, str], int] = {}
+        self._programmed: set[tuple[str, str]] = set()
+        self._watchers: list[trio.MemorySendChannel[dict[str, Any]]] = []
+        self._registry = Registry()
+        self._dirty = True
+        self._wanted: tuple[Wanted, ...] = ()
+        self._planned: Store | None = None
+
+    # What is asked ------------------------------------------------------------------------------
+
+    def pods(self) -> tuple[Pod, ...]:
+        """Every pod, by namespace and name."""
+        return tuple(sorted(self._pods.values(), key=lambda pod: pod.key))
+
+    def pod(self, namespace: str, name: str) -> Pod | None:
+        """The pod of this name, or None."""
+        return next((each for each in self._pods.values() if each.key == (namespace, name)), None)
+
+    def desired(self, pod: Pod) -> Mode:
+        """The mode that the labels ask for."""
+        above = self.store.labels_of_namespace(pod.namespace)
+        waypoint = pod.role is Role.WAYPOINT
+        return desired_mode(above, pod.labels, host_network=pod.spec.host_network, is_waypoint=waypoint)
+
+    def waypoints(self) -> dict[tuple[str, str], Waypoint]:
+        """Every waypoint, by namespace and name."""
+        gateways = [each for each in self.store.of_kind("Gateway") if is_waypoint(each)]
+        made = [waypoint_of(each, (each.namespace, each.name) in self._programmed) for each in gateways]
+        return {(each.namespace, each.name): each for each in made}
+
+    # What happens -------------------------------------------------------------------------------
+
+    def set_nodes(self, names: tuple[str, ...], plan: AddressPlan = NETNS) -> None:
+        """Say which nodes there are; once, before any pod can be placed.
+
+        Raises:
+            ConfigError: there are other ones already.
+        """
+        if self.nodes and self.nodes != names:
+            raise ConfigError(f"the nodes are {', '.join(self.nodes)} already")
+        if not self.nodes:
+            self.nodes = names
+            self.book = AddressBook(plan, names)
+        self.changed()
+
+    def commit(self, store: Store) -> None:
+        """Take *store* as what is asked for."""
+        self.store = store
+        self.changed()
+
+    def write_pod_labels(self, pods: Mapping[tuple[str, str], Mapping[str, str | None]]) -> None:
+        """Write labels on pods; their successors after a restart keep them. ``changed`` makes it count."""
+        for key, labels in pods.items():
+            self.pod_labels[key] = {**self.pod_labels.get(key, {}), **labels}
+            if pod := self.pod(*key):
+                pod.labels = self._labels(key, pod.spec.labels)
+
+    def restart(self, pod: Pod) -> None:
+        """Have another pod of the same name and addresses take its place."""
+        pod.ending = True
+        self.changed()
+
+    def set_status(self, uid: str, status: Status) -> None:
+        """Take the supervisor's word on a pod; of one that is gone it does not matter."""
+        pod = self._pods.get(uid)
+        if pod is not None and pod.status != status:
+            pod.status = status
+            self.changed()
+
+    def changed(self) -> None:
+        """Something that the registry depends on changed."""
+        self._dirty = True
+        self.reconcile()
+
+    def reconcile(self) -> None:
+        """Make everything follow, until nothing moves any more."""
+        while any((self._plan_pods(), self._step_captures(), self._publish())):
+            pass
+        self.bell.ring()
+
+    # The owner of the links ---------------------------------------------------------------------
+
+    def registry(self) -> Registry:
+        """What is true now."""
+        return self._registry
+
+    def node_pods(self, node: str) -> tuple[NodePod, ...]:
+        """The pods whose capture is the agent's business: those with a proxy of their own are not."""
+        mine = [pod for pod in self.pods() if pod.node == node and pod.status.netns and _agents(pod)]
+        return tuple(map(_node_pod, mine))
+
+    def certify(self, peer: Peer, identity: SpiffeId, csr: bytes) -> Issued:
+        """Sign, or say why not."""
+        return self.issuer.certify(peer, self._pods.values(), identity, csr)
+
+    def pod_reported(self, peer: Peer, report: PodReport) -> None:
+        """Take an agent's word on a pod of its node."""
+        pod = self._pods.get(report.pod)
+        if pod is None or peer.role != "agent" or pod.node != peer.node:
+            log.debug("%s reported %s of %s, which is not there", peer, report.state, report.pod)
+            return
+        before, pod.capture = pod.capture, reported(pod.capture, report)
+        if pod.capture.phase is Phase.FAILED and before.phase is not Phase.FAILED:
+            log.warning("%s could not be captured: %s", pod.uid, report.reason)
+        self._dirty = True
+
+    def link_changed(self) -> None:
+        """Something was acked or reported, or a link came or went."""
+        self.reconcile()
+
+    # Watching pods ------------------------------------------------------------------------------
+
+    def watch(self) -> trio.MemoryReceiveChannel[dict[str, Any]]:
+        """Events ``{type, pod}`` for every pod that is there, and then for those that come and go."""
+        # Unbounded: the only reader is the supervisor that started us, and pods are few.
+        send, receive = trio.open_memory_channel[dict[str, Any]](math.inf)
+        for pod in self.pods():
+            send.send_nowait({"type": "add", "pod": pod_event(pod)})
+        self._watchers.append(send)
+        return receive
+
+    def _tell(self, kind: str, pod: Pod) -> None:
+        for watcher in list(self._watchers):
+            try:
+                watcher.send_nowait({"type": kind, "pod": pod_event(pod)})
+            except trio.BrokenResourceError:
+                self._watchers.remove(watcher)
+
+    # One step -----------------------------------------------------------------------------------
+
+    def _plan_pods(self) -> bool:
+        if not self.nodes:
+            return False
+        if self._planned is not self.store:
+            self._planned, self._wanted = self.store, wanted_pods(self.store)
+        wanted = {(each.namespace, each.name): each for each in self._wanted}
+        moved = [self._remove_ended(pod, wanted) for pod in list(self._pods.values()) if pod.ending]
+        moved += [self._end(pod) for pod in self._outdated(wanted)]
+        there = {pod.key for pod in self._pods.values()}
+        moved += [self._add(each) for key, each in wanted.items() if key not in there]
+        return any(moved)
+
+    def _outdated(self, wanted: Mapping[tuple[str, str], Wanted]) -> Iterator[Pod]:
+        """Pods that nobody wants, or wants otherwise; of a Deployment only when its new ones are ready."""
+        unready = {self._owner(w) for key, w in wanted.items() if not self._is_ready(key)}
+        for pod in list(self._pods.values()):
+            if pod.ending:
+                continue
+            if (now := wanted.get(pod.key)) is None:
+                if (pod.namespace, pod.owner) not in unready:
+                    yield pod
+            elif now.spec != pod.spec:
+                yield pod
+
+    def _is_ready(self, key: tuple[str, str]) -> bool:
+        pod = self.pod(*key)
+        return pod is not None and pod.ready
+
+    @staticmethod
+    def _owner(wanted: Wanted) -> tuple[str, str]:
+        return wanted.namespace, wanted.owner
+
+    def _end(self, pod: Pod) -> bool:
+        pod.ending = self._dirty = True
+        return True
+
+    def _remove_ended(self, pod: Pod, wanted: Mapping[tuple[str, str], Wanted]) -> bool:
+        if not pod.leaving_version or not self.distribution.all_applied(pod.leaving_version):
+            return False
+        del self._pods[pod.uid]
+        self._dirty = True
+        self._tell("remove", pod)
+        if pod.key in wanted:
+            self._add(wanted[pod.key], before=pod)
+        else:
+            self.book.free_pod(pod.addresses)
+            self.pod_labels.pop(pod.key, None)
+        return True
+
+    def _add(self, wanted: Wanted, before: Pod | None = None) -> bool:
+        key = (wanted.namespace, wanted.name)
+        generation = self._generations[key] = self._generations.get(key, 0) + 1
+        node = before.node if before else self._place(wanted)
+        addresses = before.addresses if before else self._addresses(wanted, node)
+        pod = Pod(
+            uid=f"Kubernetes//Pod/{wanted.namespace}/{wanted.name}#{generation}",
+            namespace=wanted.namespace,
+            name=wanted.name,
+            owner=wanted.owner,
+            node=node,
+            addresses=addresses,
+            spec=wanted.spec,
+            role=wanted.role,
+            engine=wanted.engine or self.engines.get(wanted.namespace, "ambient"),
+            labels=self._labels(key, wanted.spec.labels),
+        )
+        pod.mode = Mode.SIDECAR if self.desired(pod) is Mode.SIDECAR else Mode.NONE
+        self._pods[pod.uid] = pod
+        self._dirty = True
+        self._tell("add", pod)
+        return True
+
+    def _place(self, wanted: Wanted) -> str:
+        placed = [Placed(pod.node, f"{pod.namespace}/{pod.owner}") for pod in self._pods.values()]
+        owner = f"{wanted.namespace}/{wanted.owner}"
+        return choose_node(self.nodes, placed, owner=owner, preferred=wanted.spec.nodes)
+
+    def _addresses(self, wanted: Wanted, node: str) -> tuple[str, ...]:
+        return self.book.of_node(node) if wanted.spec.host_network else self.book.new_pod(node)
+
+    def _labels(self, key: tuple[str, str], own: Mapping[str, str]) -> dict[str, str]:
+        merged = {**own, **self.pod_labels.get(key, {})}
+        return {name: value for name, value in merged.items() if value is not None}
+
+    def _step_captures(self) -> bool:
+        moved = False
+        for pod in self._pods.values():
+            if pod.ending:
+                continue  # It is captured until it is gone: its last connections are still carried.
+            wanted = pod.mode is Mode.NONE and self.desired(pod) is Mode.AMBIENT
+            applied = self.distribution.all_applied
+            after = step(pod.capture, wanted=wanted, runnable=pod.runnable, applied=applied)
+            if after != pod.capture:
+                pod.capture = after
+                moved = self._dirty = True
+        return moved
+
+    def _publish(self) -> bool:
+        self._note_programmed()
+        if not self._dirty:
+            return False
+        self._dirty = False
+        now = self._build()
+        if not now.same_as(self._registry):
+            self._registry = now
+        for pod in self._pods.values():
+            pod.capture = published(pod.capture, self._registry.version)
+            if pod.ending and not pod.leaving_version:
+                pod.leaving_version = self._registry.version
+        return True
+
+    def _note_programmed(self) -> None:
+        ready = {
+            (pod.namespace, pod.owner.partition("/")[2])
+            for pod in self._pods.values()
+            if pod.role is Role.WAYPOINT and pod.ready
+        }
+        there = {(each.namespace, each.name) for each in self.store.of_kind("Gateway")}
+        after = (self._programmed | ready) & there
+        if after != self._programmed:
+            self._programmed, self._dirty = after, True
+
+    def _build(self) -> Registry:
+        waypoints = self.waypoints()
+        security = self.security()
+        return Registry(
+            version=self._registry.version + 1,
+            workloads=workloads_of(self.store, self.pods(), waypoints, security),
+            services=services_of(self.store, waypoints, self.book.of_service),
+            policies={policy.key: policy for policy in security.policies},
+        )
+
+    def security(self) -> Security:
+        """What the security objects mean."""
+        return convert(each.object for each in self.store.entries.values())
+
+
+def pod_event(pod: Pod) -> dict[str, Any]:
+    """A pod as the supervisor is told of it."""
+    return {
+        "uid": pod.uid,
+        "namespace": pod.namespace,
+        "name": pod.name,
+        "node": pod.node,
+        "addresses": list(pod.addresses),
+        "mode": pod.mode.value,
+        "engine": pod.engine,
+        "role": pod.role.value,
+        "service_account": pod.spec.service_account,
+        "spec": to_wire(pod.spec),
+    }
+
+
+def _agents(pod: Pod) -> bool:
+    return pod.role is Role.APP and pod.mode is not Mode.SIDECAR and not pod.spec.host_network
+
+
+def _node_pod(pod: Pod) -> NodePod:
+    return NodePod(
+        uid=pod.uid,
+        namespace=pod.namespace,
+        name=pod.name,
+        service_account=pod.spec.service_account,
+        addresses=pod.addresses,
+        netns=pod.status.netns,
+        mode="ambient" if pod.capture.captured else "none",
+        existing=pod.existing,
+    )

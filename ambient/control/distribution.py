@@ -1,0 +1,221 @@
+"""Distribution: one link per attached daemon, which is told what changed and remembered to have applied it.
+
+Floor 3, under trio. A link never queues updates: when it can send, it sends the difference between what
+the daemon was told last and what is true now, so a slow daemon costs no memory and skips what is past.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import trio
+
+from ambient.control.bell import Bell
+from ambient.control.registry_plan import Registry, change_between, is_empty
+from ambient.errors import AmbientError, ProtocolError
+from ambient.model.identity import SpiffeId
+from ambient.pki.authority import Issued
+from ambient.wire.xds import (
+    Acked,
+    CertificateAsked,
+    ControlEnd,
+    Extra,
+    Greeted,
+    NodePod,
+    PodReport,
+    PodReported,
+)
+
+log = logging.getLogger("ambient.control.distribution")
+
+READ_BYTES = 64 * 1024
+# How long the order of enrollment waits for a daemon that does not answer; picked, not measured.
+ACK_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who is at the other end, as the supervisor said when it attached the link.
+
+    Attributes:
+        role: ``"agent"``, ``"ztunnel"``, ``"waypoint"`` or ``"sidecar"``.
+        pod: The pod's uid for a waypoint or a sidecar, else "".
+    """
+
+    role: str
+    node: str
+    pod: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.role}/{self.pod or self.node}"
+
+
+class Owner(Protocol):
+    """What a link needs from the control plane it belongs to."""
+
+    def registry(self) -> Registry:
+        """What is true now."""
+
+    def node_pods(self, node: str) -> tuple[NodePod, ...]:
+        """What the agent of *node* is to be told."""
+
+    def certify(self, peer: Peer, identity: SpiffeId, csr: bytes) -> Issued:
+        """Sign, or raise an ``AmbientError`` that says why not."""
+
+    def pod_reported(self, peer: Peer, report: PodReport) -> None:
+        """An agent said where a pod stands."""
+
+    def link_changed(self) -> None:
+        """Something was acked, or a link came or went."""
+
+
+class Link:
+    """Control's end of the connection to one daemon."""
+
+    def __init__(self, peer: Peer, stream: trio.abc.Stream, owner: Owner, bell: Bell) -> None:
+        self.peer = peer
+        self.greeted = False
+        self.error = ""
+        self._stream = stream
+        self._owner = owner
+        self._bell = bell
+        self._end = ControlEnd()
+        self._answers: list[bytes] = []
+        self._told: Registry | None = None
+        self._told_pods: tuple[NodePod, ...] | None = None
+        self._unacked: dict[int, int] = {}
+
+    def has_applied(self, version: int) -> bool:
+        """Whether the daemon has applied the registry *version*, or one after it."""
+        told = self._told is not None and self._told.version >= version
+        return told and all(waiting > version for waiting in self._unacked.values())
+
+    async def run(self) -> None:
+        """Serve the daemon until it goes away or breaks the wire."""
+        try:
+            async with self._stream, trio.open_nursery() as nursery:
+                nursery.start_soon(self._send)
+                await self._receive()
+                nursery.cancel_scope.cancel()
+        except* (trio.BrokenResourceError, trio.ClosedResourceError):
+            log.debug("%s went away", self.peer)
+        except* ProtocolError as group:
+            self.error = str(group.exceptions[0])
+            log.error("%s broke the distribution wire: %s", self.peer, self.error)
+
+    async def _receive(self) -> None:
+        async for data in self._stream:
+            for event in self._end.receive_data(bytes(data)):
+                self._take(event)
+        self._end.receive_data(b"")
+
+    def _take(self, event: Greeted | Acked | CertificateAsked | PodReported | Extra) -> None:
+        match event:
+            case Greeted():
+                self.greeted = True
+            case Acked(nonce, error):
+                self._acked(nonce, error)
+            case CertificateAsked(number, identity, csr):
+                self._answers.append(self._certificate(number, identity, csr))
+            case PodReported(report):
+                self._owner.pod_reported(self.peer, report)
+            case Extra():
+                log.debug("%s sent %s", self.peer, event.frame.get("kind"))
+        self._bell.ring()
+        self._owner.link_changed()
+
+    def _acked(self, nonce: int, error: str) -> None:
+        self._unacked.pop(nonce, None)
+        if error:
+            self.error = error
+            log.error("%s could not apply an update: %s", self.peer, error)
+
+    def _certificate(self, number: int, identity: SpiffeId, csr: bytes) -> bytes:
+        try:
+            issued = self._owner.certify(self.peer, identity, csr)
+        except AmbientError as exc:
+            log.warning("refused a certificate: peer=%s identity=%s reason=%r", self.peer, identity, str(exc))
+            return self._end.refuse(number, str(exc))
+        return self._end.certificate(number, issued.chain, issued.roots, issued.not_after)
+
+    async def _send(self) -> None:
+        while True:
+            if data := self._pending():
+                await self._stream.send_all(data)
+            else:
+                await self._bell.next()
+
+    def _pending(self) -> bytes:
+        """Everything the daemon is to be told now; b"" if nothing."""
+        if not self.greeted:
+            return b""
+        answers, self._answers = self._answers, []
+        return b"".join([*answers, self._update(), self._pods()])
+
+    def _update(self) -> bytes:
+        now = self._owner.registry()
+        if self._told is not None and self._told.version == now.version:
+            return b""
+        change = change_between(self._told, now)
+        self._told = now
+        if is_empty(change):
+            return b""
+        nonce, data = self._end.update(change)
+        self._unacked[nonce] = now.version
+        return data
+
+    def _pods(self) -> bytes:
+        if self.peer.role != "agent":
+            return b""
+        pods = self._owner.node_pods(self.peer.node)
+        if pods == self._told_pods:
+            return b""
+        self._told_pods = pods
+        return self._end.pods(pods)[1]
+
+
+class Distribution:
+    """All links, and the question whether everybody knows."""
+
+    def __init__(self, owner: Owner, bell: Bell) -> None:
+        self._owner = owner
+        self._bell = bell
+        self._links: list[Link] = []
+
+    def links(self) -> tuple[Link, ...]:
+        """The links that live."""
+        return tuple(self._links)
+
+    async def serve(self, peer: Peer, sock: socket.socket) -> None:
+        """Run the link to *peer* over *sock*, which becomes ours to close."""
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+        link = Link(peer, stream, self._owner, self._bell)
+        self._links.append(link)
+        try:
+            await link.run()
+        finally:
+            self._links.remove(link)
+            self._owner.link_changed()
+
+    def all_applied(self, version: int) -> bool:
+        """Whether every daemon that is there has applied registry *version*."""
+        return all(link.has_applied(version) for link in self._links if link.greeted)
+
+    def laggards(self, version: int) -> tuple[Peer, ...]:
+        """Who has not."""
+        return tuple(each.peer for each in self._links if each.greeted and not each.has_applied(version))
+
+    async def settled(self, version: int, seconds: float = ACK_SECONDS) -> tuple[Peer, ...]:
+        """Wait until every daemon has applied *version*; return who had not when the time was over."""
+        with trio.move_on_after(seconds):
+            await self._bell.until(lambda: self.all_applied(version))
+        return self.laggards(version)
+
+
+def connected(links: Iterable[Link], role: str, matches: Callable[[Peer], bool]) -> bool:
+    """Whether a daemon in *role* for which *matches* holds said hello."""
+    return any(each.greeted and each.peer.role == role and matches(each.peer) for each in links)
