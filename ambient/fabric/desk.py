@@ -1,0 +1,81 @@
+"""What the supervisor answers at ``fabric.sock``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import trio
+
+from ambient.engine.rpc import Call, RpcError, serve_admin
+from ambient.errors import AmbientError
+from ambient.fabric import rundir
+from ambient.fabric.daemons import note
+from ambient.fabric.nodes import Node
+from ambient.fabric.pods import Pods
+from ambient.fabric.table import Table
+
+TIMED_OUT = 124
+DEFAULT_TIMEOUT = 60.0
+
+
+@dataclass(slots=True)
+class Desk:
+    """The fabric's methods: ``status``, ``wait_ready``, ``down``.
+
+    Args:
+        stop: Set to take the mesh down.
+    """
+
+    run_dir: str
+    nodes: Mapping[str, Node]
+    table: Table
+    pods: Pods
+    stop: trio.Event
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Answer until cancelled."""
+        methods = {"status": self.status, "wait_ready": self.wait_ready, "down": self.down}
+        await serve_admin(
+            f"{self.run_dir}/fabric.sock",
+            methods,
+            on_failure=lambda exc: note(f"fabric.sock: {exc!r}"),
+            task_status=task_status,
+        )
+
+    async def status(self, _call: Call) -> dict[str, Any]:
+        """Nodes and processes; every PID is a host PID."""
+        record = rundir.read(self.run_dir)
+        if record is None:
+            raise AmbientError(f"{self.run_dir}/{rundir.RECORD_NAME} is gone")
+        return {
+            **asdict(record),
+            "run_dir": self.run_dir,
+            "nodes": [self._node(node) for node in self.nodes.values()],
+            "processes": [entry.status() for entry in self.table],
+            "outer": {"pid": record.init_pid},
+        }
+
+    def _node(self, node: Node) -> dict[str, Any]:
+        return {
+            "name": node.name,
+            "address": node.plan.ip,
+            "addresses": list(node.plan.addresses.uplink),
+            "link": node.plan.link,
+            "agent_pid": self.table.pid(f"agent/{node.name}"),
+            "ztunnel_pid": self.table.pid(f"ztunnel/{node.name}"),
+        }
+
+    async def wait_ready(self, call: Call) -> dict[str, Any]:
+        """Wait until all pods (and at least ``pods``) are ready; ``timeout`` seconds at most."""
+        timeout = float(call.params.get("timeout", DEFAULT_TIMEOUT))
+        with trio.move_on_after(timeout):
+            return {"pods": await self.pods.wait_ready(int(call.params.get("pods", 0)))}
+        waiting = ", ".join(f"{name} ({why})" for name, why in sorted(self.pods.unready().items()))
+        raise RpcError(TIMED_OUT, f"not ready after {timeout:g} s: {waiting or 'fewer pods than expected'}")
+
+    async def down(self, _call: Call) -> dict[str, Any]:
+        """Take the mesh down; init ends, and the run directory with it, after the answer."""
+        self.stop.set()
+        return {"stopping": sum(1 for _ in self.table)}

@@ -1,0 +1,301 @@
+"""Pods: what control orders, the fabric runs, one task each."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from ambient.engine.netns import open_netns
+from ambient.engine.rpc import AdminClient
+from ambient.errors import AmbientError, Unavailable
+from ambient.fabric import etc_plan, sidecars, wiring
+from ambient.fabric.containers import ContainerRunner, Place
+from ambient.fabric.daemons import Keeper, note
+from ambient.fabric.env_plan import PodFacts
+from ambient.fabric.initclient import Process
+from ambient.fabric.launch import Pause
+from ambient.fabric.nodes import Node
+from ambient.fabric.podsource import PodOrder, read_order
+from ambient.fabric.table import Entry
+from ambient.fabric.wiring_plan import sysctls
+
+# A mesh on a desk is stopped while somebody waits: no pod gets more than this, whatever its
+# terminationGracePeriodSeconds (Kubernetes' default is 30).
+LONGEST_PATIENCE = 5.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Pods:
+    """All pods of the mesh.
+
+    Args:
+        environment: For daemons in pods.
+        rootless: Whether pods live in user namespaces of their own.
+    """
+
+    keeper: Keeper
+    nodes: Mapping[str, Node]
+    run_dir: str
+    environment: Mapping[str, str]
+    rootless: bool
+    _running: dict[str, PodRunner] = field(default_factory=dict)
+    _by_address: dict[str, trio.Event] = field(default_factory=dict)
+    _changed: trio.Event = field(default_factory=trio.Event)
+
+    async def follow(self, control: AdminClient) -> None:
+        """Do what control orders until cancelled; then stop every pod."""
+        async with trio.open_nursery() as nursery, control.stream("watch_pods") as events:
+            async for event in events:
+                if event["type"] == "add":
+                    self._add(nursery, read_order(event["pod"]))
+                else:
+                    self._remove(event["pod"]["uid"])
+        raise Unavailable("control has ended")
+
+    def _add(self, nursery: trio.Nursery, order: PodOrder) -> None:
+        if order.uid in self._running:
+            return
+        runner = self._running[order.uid] = PodRunner(self, order)
+        nursery.start_soon(self._run, runner)
+
+    def _remove(self, uid: str) -> None:
+        if uid in self._running:
+            self._running[uid].stop()
+
+    async def _run(self, runner: PodRunner) -> None:
+        # The same name and addresses again is a restart: the old pod must be gone.
+        address = runner.order.addresses[0]
+        before = self._by_address.get(address)
+        gone = self._by_address[address] = trio.Event()
+        try:
+            if before is not None:
+                await before.wait()
+            await runner.run()
+        finally:
+            gone.set()
+            if self._by_address.get(address) is gone:
+                del self._by_address[address]
+            del self._running[runner.order.uid]
+            self.ring()
+
+    def ring(self) -> None:
+        """Tell whoever waits that something about the pods has changed."""
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def wait_ready(self, at_least: int = 0) -> int:
+        """Wait until every pod is ready, and return how many there are."""
+        while not self._all_ready(at_least):
+            await self._changed.wait()
+        return len(self._running)
+
+    def _all_ready(self, at_least: int) -> bool:
+        return len(self._running) >= at_least and all(each.ready for each in self._running.values())
+
+    def unready(self) -> dict[str, str]:
+        """``namespace/name`` -> why, of the pods that are not ready."""
+        return {each.order.full_name: each.reason for each in self._running.values() if not each.ready}
+
+
+class PodRunner:
+    """One pod from its order to its end."""
+
+    def __init__(self, pods: Pods, order: PodOrder) -> None:
+        self.order = order
+        self.reason = "not started"
+        self._pods = pods
+        self._node = pods.nodes[order.node]
+        self._pause: Process | None = None
+        self._containers: list[ContainerRunner] = []
+        self._proxy: sidecars.Proxy | None = None
+        self._failed = False
+        self._scope = trio.CancelScope()
+        self._dirty = trio.Event()
+
+    @property
+    def ready(self) -> bool:
+        """Whether services may send to it."""
+        everything = self._parts()
+        return bool(everything) and not self._failed and all(each.ready for each in everything)
+
+    def _parts(self) -> list[ContainerRunner | sidecars.Proxy]:
+        return [*self._containers, *([self._proxy] if self._proxy is not None else [])]
+
+    def stop(self) -> None:
+        """End it, gracefully."""
+        self._scope.cancel()
+
+    def changed(self) -> None:
+        """Something that control wants to know has changed."""
+        self._dirty.set()
+        self._pods.ring()
+
+    async def run(self) -> None:
+        """Run the pod until it is stopped."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._report_changes)
+            with self._scope:
+                try:
+                    async with self._namespaces() as netns:
+                        await self._live(netns)
+                except (OSError, AmbientError) as exc:
+                    await self._fail(exc)
+            nursery.cancel_scope.cancel()
+
+    async def _fail(self, exc: Exception) -> None:
+        self._failed, self.reason = True, str(exc)
+        note(f"pod {self.order.full_name}: {exc}")
+        self.changed()
+        await trio.sleep_forever()
+
+    @asynccontextmanager
+    async def _namespaces(self) -> AsyncIterator[int]:
+        """The pod's namespaces, wired to its node; gone afterwards."""
+        folder = Path(self._pods.run_dir, "pods", self.order.file_name)
+        shutil.rmtree(folder, ignore_errors=True)
+        self._write_etc(folder / "etc")
+        request = Pause(
+            hostname=self.order.name,
+            etc=str(folder / "etc"),
+            hidden=self._pods.run_dir,
+            sysctls=sysctls(self._pods.rootless),
+        )
+        self._pause = await self._pods.keeper.init.pause(request)
+        netns = open_netns(f"/proc/{self._pause.host_pid}/ns/net")
+        try:
+            wiring.add_pod(self._node.plan, self._node.netns, netns, self.order.addresses)
+            yield netns
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._pods.keeper.init.kill(self._pause)
+            os.close(netns)
+            with suppress(OSError):
+                wiring.remove_pod(self._node.netns, self.order.addresses)
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _write_etc(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        order = self.order
+        nsswitch = Path("/etc/nsswitch.conf")
+        machine = nsswitch.read_text(errors="replace") if nsswitch.is_file() else ""
+        for name, text in etc_plan.files(order.name, order.namespace, order.addresses, machine).items():
+            (folder / name).write_text(text, encoding="utf-8")
+
+    async def _live(self, netns: int) -> None:
+        """Proxies first, then the containers, until cancelled."""
+        self.reason = "starting"
+        self.changed()
+        async with trio.open_nursery() as outer:
+            if self.order.mode == "sidecar" or self.order.role == "waypoint":
+                self._proxy = sidecars.Proxy(self._pods, self._node, self.order, netns, self.changed)
+                await outer.start(self._proxy.run)
+            async with trio.open_nursery() as inner:
+                self._containers = self._make_containers()
+                for runner in self._containers:
+                    inner.start_soon(self._run_container, runner)
+                self.changed()
+                await trio.sleep_forever()
+
+    async def _run_container(self, runner: ContainerRunner) -> None:
+        table = self._pods.keeper.table
+        table.add(runner.entry)
+        try:
+            await runner.run()
+        finally:
+            table.remove(runner.entry)
+
+    def _make_containers(self) -> list[ContainerRunner]:
+        assert self._pause is not None
+        order = self.order
+        if order.role == "waypoint":
+            return []
+        facts = PodFacts(
+            uid=order.uid,
+            name=order.name,
+            namespace=order.namespace,
+            node=order.node,
+            node_ip=self._node.plan.ip,
+            addresses=order.addresses,
+            spec=order.spec,
+        )
+        place = Place(
+            pause=self._pause.pid,
+            node_netns=self._node.netns,
+            home=self._pods.run_dir,
+            patience=min(LONGEST_PATIENCE, order.spec.termination_grace_seconds),
+        )
+        init = self._pods.keeper.init
+        return [
+            ContainerRunner(init, each, facts, place, self._entry(each.name), self.changed)
+            for each in order.spec.containers
+        ]
+
+    def _entry(self, container: str) -> Entry:
+        order = self.order
+        return Entry(
+            name=f"app/{order.full_name}/{container}",
+            role="app",
+            log=f"{self._pods.run_dir}/logs/{order.file_name}_{container}.log",
+            node=order.node,
+            pod=order.full_name,
+            container=container,
+        )
+
+    # Reports ---------------------------------------------------------------------------------
+
+    async def _report_changes(self) -> None:
+        last: dict[str, Any] = {}
+        while True:
+            await self._dirty.wait()
+            self._dirty = trio.Event()
+            status = self._status()
+            if status != last:
+                last = status
+                with suppress(AmbientError):
+                    await self._pods.keeper.control.call("pod_status", **status)
+
+    def _status(self) -> dict[str, Any]:
+        entries = [runner.entry for runner in self._containers]
+        if self._proxy is not None and self.order.role == "waypoint":
+            entries = [self._proxy.entry]
+        first = next((entry.process for entry in entries if entry.running), None)
+        return {
+            "uid": self.order.uid,
+            "phase": self._phase(entries),
+            "ready": self.ready,
+            "pid": first.host_pid if first is not None else 0,
+            "netns": f"/proc/{self._pause.host_pid}/ns/net" if self._pause is not None else "",
+            "started": first.started if first is not None else 0.0,
+            "restarts": sum(entry.restarts for entry in entries),
+            "reason": self._explain(),
+            "containers": self._container_statuses(),
+        }
+
+    def _phase(self, entries: list[Entry]) -> str:
+        if self._failed:
+            return "Failed"
+        return "Running" if entries and all(entry.process is not None for entry in entries) else "Pending"
+
+    def _explain(self) -> str:
+        if self._failed:
+            return self.reason
+        self.reason = "; ".join(each.reason for each in self._containers if each.reason and not each.ready)
+        return self.reason
+
+    def _container_statuses(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": part.entry.container or part.entry.role,
+                "pid": part.entry.pid,
+                "ready": part.ready,
+                "restarts": part.entry.restarts,
+            }
+            for part in self._parts()
+        ]

@@ -1,0 +1,189 @@
+"""The supervisor: makes the nodes, keeps the daemons, runs the pods, answers the desk.
+
+A trio program, started by init, in the outer network namespace. It ends in one of two ways: asked to
+(``down``, SIGTERM), then everything is stopped in order and it exits 0; or by failing, then init kills
+what is left.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from ambient.engine.rpc import AdminClient
+from ambient.errors import AmbientError, Unavailable
+from ambient.fabric import desk, nodes, polling, wiring
+from ambient.fabric.daemons import Daemon, Keeper, note
+from ambient.fabric.initclient import InitClient
+from ambient.fabric.nodes import Node
+from ambient.fabric.pods import Pods
+from ambient.fabric.table import Table
+from ambient.fabric.wiring_plan import NodePlan
+
+# From the start of control to its first answer; it imports and makes a CA in well under a second.
+CONTROL_SECONDS = 20.0
+# Names that are the fabric's own business, and not its daemons'.
+_PRIVATE_NAMES = ("AMBIENT_INIT_FD", "AMBIENT_READY_FD", "AMBIENT_NODES", "AMBIENT_FABRIC")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What ``bootstrap`` put into the environment."""
+
+    run_dir: str
+    nodes: int
+    rootless: bool
+    init_fd: int
+    ready_fd: int
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str]) -> Settings:
+        """Read them."""
+        return cls(
+            run_dir=environment["AMBIENT_RUN_DIR"],
+            nodes=int(environment["AMBIENT_NODES"]),
+            rootless=environment["AMBIENT_ROOTLESS"] == "1",
+            init_fd=int(environment["AMBIENT_INIT_FD"]),
+            ready_fd=int(environment["AMBIENT_READY_FD"]),
+        )
+
+
+async def supervise(settings: Settings) -> None:
+    """Run the mesh until it is to stop.
+
+    Raises:
+        AmbientError: it cannot go on.
+    """
+    init = InitClient(socket.socket(fileno=settings.init_fd))
+    stop = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(init.serve)
+        nursery.start_soon(_stop_on_signal, stop)
+        await _with_control(settings, init, stop)
+        nursery.cancel_scope.cancel()
+
+
+async def _stop_on_signal(stop: trio.Event) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            stop.set()
+
+
+async def _with_control(settings: Settings, init: InitClient, stop: trio.Event) -> None:
+    """Control first and last: everything else is attached to it."""
+    table = Table()
+    wiring.prepare_outer()
+    ours, theirs = socket.socketpair()
+    with theirs:
+        daemon = control_daemon(settings, os.environ)
+        entry = table.add(daemon.entry())
+        entry.process = await init.start(daemon.launch("AMBIENT_FABRIC_FD"), [theirs.fileno()])
+    async with AdminClient.over(ours) as control:
+        keeper = Keeper(init, control, table)
+        try:
+            await _run(settings, keeper, stop)
+        finally:
+            with trio.CancelScope(shield=True):
+                await init.stop(entry.process, 3.0)
+
+
+def control_daemon(settings: Settings, environment: Mapping[str, str]) -> Daemon:
+    """The control plane."""
+    return Daemon(
+        name="control",
+        role="control",
+        arguments=("-m", "ambient.control"),
+        environment=daemon_environment(environment),
+        log=f"{settings.run_dir}/logs/control.log",
+    )
+
+
+def daemon_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The caller's environment, so that the names ztunnel honours reach it, without our own."""
+    return {name: value for name, value in environment.items() if name not in _PRIVATE_NAMES}
+
+
+async def _run(settings: Settings, keeper: Keeper, stop: trio.Event) -> None:
+    plans = [NodePlan(number) for number in range(1, settings.nodes + 1)]
+    with trio.fail_after(CONTROL_SECONDS):
+        await keeper.control.call("nodes", names=[plan.name for plan in plans])
+    made = {plan.name: Node(plan, wiring.add_node(plan)) for plan in plans}
+    base = daemon_environment(os.environ)
+    pods = Pods(
+        keeper=keeper,
+        nodes=made,
+        run_dir=settings.run_dir,
+        environment=base,
+        rootless=settings.rootless,
+    )
+    async with trio.open_nursery() as daemons:
+        for node in made.values():
+            await nodes.start_daemons(daemons, keeper, nodes.daemons(base, settings.run_dir, node))
+        async with trio.open_nursery() as serving:
+            answers = desk.Desk(settings.run_dir, made, keeper.table, pods, stop)
+            await serving.start(answers.serve)
+            serving.start_soon(_follow, pods, keeper.control)
+            with trio.fail_after(CONTROL_SECONDS):
+                await _until_control_listens(settings.run_dir)
+            say(settings.ready_fd, {"ready": True})
+            await stop.wait()
+            # Pods before daemons: a program that says goodbye still finds its network working.
+            serving.cancel_scope.cancel()
+        daemons.cancel_scope.cancel()
+
+
+async def _follow(pods: Pods, control: AdminClient) -> None:
+    try:
+        await pods.follow(control)
+    except* Unavailable:
+        # The data plane goes on with what it knows; nobody can change it any more.
+        note("control is gone: pods run on, ambient down and up to have it back")
+        await trio.sleep_forever()
+
+
+async def _until_control_listens(run_dir: str) -> None:
+    async def listens() -> bool:
+        return Path(run_dir, "control.sock").is_socket()
+
+    await polling.until(listens)
+
+
+def say(ready_fd: int, message: dict[str, object]) -> None:
+    """Tell whoever started the mesh how that went; once."""
+    with suppress(OSError):
+        os.write(ready_fd, json.dumps(message).encode() + b"\n")
+        os.close(ready_fd)
+
+
+def reasons(exc: BaseException) -> list[BaseException]:
+    """The leaves of a group of exceptions."""
+    if isinstance(exc, BaseExceptionGroup):
+        return [leaf for each in exc.exceptions for leaf in reasons(each)]
+    return [exc]
+
+
+def main() -> None:
+    """Supervise the mesh that the environment describes."""
+    settings = Settings.read(os.environ)
+    for fd in (settings.init_fd, settings.ready_fd):
+        os.set_inheritable(fd, False)
+    try:
+        trio.run(supervise, settings)
+    except* (AmbientError, OSError, trio.TooSlowError) as group:
+        why = "; ".join(str(each) or type(each).__name__ for each in reasons(group))
+        note(f"the mesh cannot go on: {why}")
+        say(settings.ready_fd, {"error": f"{why} (see {settings.run_dir}/logs)"})
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
