@@ -17,11 +17,14 @@ A channel closes itself, telling the receiver, when both directions have ended a
 
 from __future__ import annotations
 
-import errno
+import os
 import socket
 import struct
-from collections.abc import Callable, Sequence
-from typing import Protocol, TypeAlias
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from itertools import islice
+from typing import Any, Protocol, TypeAlias
 
 from ambient.engine.netns import plain_address
 from ambient.engine.reactor import HANG_UP, IN, OUT, Reactor, Timer
@@ -33,7 +36,13 @@ Data: TypeAlias = bytes | bytearray | memoryview
 WRITE_HIGH_BYTES = 256 * 1024
 # Slices per sendmsg; the kernel's bound is IOV_MAX (1024).
 MAX_SLICES = 64
-NODELAY = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+# After ``close`` the peer has this long to end its direction: closing over unread bytes would send a
+# reset that can overtake what we sent. Picked, not measured.
+LINGER_SECONDS = 1.0
+# What a pump returns when it may not read now.
+PUMP_BLOCKED = -1
+
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Receiver(Protocol):
@@ -122,3 +131,371 @@ class NullReceiver:
 
     def channel_closed(self, exc: Exception | None) -> None:
         """Ignore it."""
+
+
+class SocketChannel:
+    """A ``Channel`` over a connected, non-blocking stream socket, which becomes ours to close."""
+
+    __slots__ = (
+        "_closing",
+        "_dirty",
+        "_eof_in",
+        "_eof_out",
+        "_eof_wanted",
+        "_fd",
+        "_full",
+        "_linger",
+        "_local",
+        "_mask",
+        "_out",
+        "_out_bytes",
+        "_parked",
+        "_paused",
+        "_peer",
+        "_pump",
+        "_reactor",
+        "_reason",
+        "_receiver",
+        "_registered",
+        "_sock",
+        "bytes_in",
+        "bytes_out",
+    )
+
+    _high = WRITE_HIGH_BYTES
+
+    def __init__(self, reactor: Reactor, sock: socket.socket) -> None:
+        self._reactor = reactor
+        self._sock: socket.socket | None = sock
+        self._fd = sock.fileno()
+        self._receiver: Receiver | None = None
+        self._out: deque[Data] = deque()
+        self._out_bytes = 0
+        self._mask = 0
+        self._registered = False
+        self._parked = False  # Hung up while paused: out of epoll, or it would spin.
+        self._paused = False
+        self._full = False
+        self._dirty = False
+        self._eof_in = False
+        self._eof_wanted = False
+        self._eof_out = False
+        self._closing = False
+        self._linger: Timer | None = None
+        self._pump: Callable[[socket.socket], int] | None = None
+        self._reason: Exception | None = None
+        self._peer: tuple[str, int] | None = None
+        self._local: tuple[str, int] | None = None
+        self.bytes_in = 0
+        self.bytes_out = 0
+
+    def __repr__(self) -> str:
+        state = "closed" if self._sock is None else f"fd {self._fd}"
+        return f"<{type(self).__name__} {state}, {self.bytes_in} in, {self.bytes_out} out>"
+
+    @property
+    def peer_address(self) -> tuple[str, int]:
+        """(ip, port) of the other end; ("", 0) if it was never asked for while open."""
+        if self._peer is None:
+            self._peer = _address(self._sock, "getpeername")
+        return self._peer
+
+    @property
+    def local_address(self) -> tuple[str, int]:
+        """(ip, port) of this end; ("", 0) if it was never asked for while open."""
+        if self._local is None:
+            self._local = _address(self._sock, "getsockname")
+        return self._local
+
+    @property
+    def closed(self) -> bool:
+        """Whether the socket is closed; ``channel_closed`` may still be due."""
+        return self._sock is None
+
+    @property
+    def writable(self) -> bool:
+        """False while more than ``WRITE_HIGH_BYTES`` wait for the kernel."""
+        return not self._full
+
+    def start(self, receiver: Receiver) -> None:
+        """Deliver to *receiver* from now on."""
+        self._receiver = receiver
+        if self._sock is None:
+            self._reactor.call_soon(partial(receiver.channel_closed, self._reason), _recorded)
+        else:
+            self._update()
+
+    def detach(self) -> socket.socket:
+        """Give the socket away; the channel is over without a word. Only before ``start``."""
+        sock = self._sock
+        if sock is None or self._receiver is not None or self._out:
+            raise RuntimeError("a channel in use cannot be detached")
+        self._unregister()
+        self._sock = None
+        return sock
+
+    def write(self, data: Data) -> None:
+        """Send all of *data*, now or later."""
+        size = len(data)
+        if self._sock is None or self._eof_wanted or not size:
+            return
+        self.bytes_out += size
+        if isinstance(data, bytes):
+            # Gathered: what one batch writes leaves in one packet.
+            self._queue(data, size)
+            self._mark_dirty()
+        elif self._out:
+            self._queue(bytes(data), size)
+        else:
+            sent = self._send([data])
+            if sent < size:
+                self._queue(bytes(data[sent:]), size - sent)
+                self._update()
+
+    def write_parts(self, parts: list[memoryview], total: int) -> None:
+        """``write`` of several slices with one system call."""
+        if self._out or self._sock is None or self._eof_wanted:
+            for part in parts:
+                self.write(part)
+            return
+        self.bytes_out += total
+        sent = self._send(parts)
+        if sent < total:
+            for part in parts:
+                if sent < len(part):
+                    self._queue(bytes(part[sent:]), len(part) - sent)
+                sent = max(0, sent - len(part))
+            self._update()
+
+    def write_eof(self) -> None:
+        """Send an end of file after what was written."""
+        if self._eof_wanted or self._sock is None:
+            return
+        self._eof_wanted = True
+        self._mark_dirty()
+
+    def pause(self) -> None:
+        """Deliver nothing until ``resume``."""
+        self._paused = True
+        self._update()
+
+    def resume(self) -> None:
+        """Undo ``pause``."""
+        if self._paused:
+            self._paused = False
+            self._parked = False
+            self._update()
+
+    def close(self) -> None:
+        """Flush, say goodbye, wait a moment for the peer's, close."""
+        if self._closing or self._sock is None:
+            return
+        self._closing = True
+        self.write_eof()
+        self._pump = None
+        self._linger = self._reactor.call_later(LINGER_SECONDS, self._lingered, self.crashed)
+        self.resume()
+
+    def abort(self) -> None:
+        """End it now, with a reset."""
+        self.crashed(None)
+
+    def crashed(self, exc: Exception | None) -> None:
+        """``abort`` with a reason for ``channel_closed``; the reactor calls it too."""
+        if self._sock is not None:
+            try:
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            except OSError:
+                pass  # It is only about how we close.
+            self._finish(exc)
+
+    def set_pump(self, pump: Callable[[socket.socket], int]) -> None:
+        """Let *pump* read from the socket in place of ``data_received``: the relay's fast path.
+
+        It returns the number of bytes it read and sent on, 0 at the end of file, or ``PUMP_BLOCKED``,
+        which pauses the channel.
+        """
+        self._pump = pump
+
+    def flush(self) -> None:
+        """Send what was gathered; the reactor calls it."""
+        self._dirty = False
+        if self._sock is not None:
+            self._write_out()
+
+    # Events ------------------------------------------------------------------------------------
+
+    def _on_event(self, events: int) -> None:
+        if events & OUT:
+            self._write_out()
+        if events & (IN | HANG_UP) and self._sock is not None:
+            if self._mask & IN:
+                self._readable()
+            else:
+                self._hung_up()
+
+    def _readable(self) -> None:
+        sock = self._sock
+        assert sock is not None
+        buffer = self._reactor.read_buffer
+        try:
+            size = self._pump(sock) if self._pump is not None else sock.recv_into(buffer)
+        except BlockingIOError:
+            return
+        except OSError as exc:
+            self._finish(exc)
+            return
+        if size > 0:
+            self.bytes_in += size
+            if self._pump is None and not self._closing:
+                self._receiver_or_fail().data_received(buffer[:size])
+        elif size == 0:
+            self._ended_in()
+        else:
+            self.pause()
+
+    def _ended_in(self) -> None:
+        self._eof_in = True
+        self._update()
+        if not self._closing:
+            self._receiver_or_fail().eof_received()
+        self._finish_if_done()
+
+    def _hung_up(self) -> None:
+        """An error, or a hang-up that is not to be read now."""
+        assert self._sock is not None
+        code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            self._finish(OSError(code, os.strerror(code)))
+        elif self._registered:
+            self._unregister()
+            self._parked = True
+
+    def _write_out(self) -> None:
+        out = self._out
+        while out:
+            sent = self._send(list(islice(out, MAX_SLICES)))
+            if self._sock is None:
+                return
+            if not sent:
+                break
+            self._out_bytes -= sent
+            while out and sent >= len(out[0]):
+                sent -= len(out.popleft())
+            if sent:
+                out[0] = memoryview(out[0])[sent:]
+        self._drained()
+
+    def _drained(self) -> None:
+        self._update()
+        backlog = self._backlog()
+        if not backlog and self._eof_wanted and not self._eof_out:
+            self._shut()
+            if self._finish_if_done():
+                return
+        if self._full and backlog <= self._high // 4:
+            self._full = False
+            if self._receiver is not None and not self._closing:
+                self._receiver.write_ready()
+
+    def _send(self, slices: list[Any]) -> int:
+        """What the kernel took; an error ends the channel."""
+        assert self._sock is not None
+        try:
+            return self._sock.send(slices[0]) if len(slices) == 1 else self._sock.sendmsg(slices[:MAX_SLICES])
+        except BlockingIOError:
+            return 0
+        except OSError as exc:
+            self._finish(exc)
+            return 0
+
+    def _queue(self, data: bytes, size: int) -> None:
+        if self._sock is None:
+            return
+        self._out.append(data)
+        self._out_bytes += size
+        if self._out_bytes > self._high:
+            self._full = True
+
+    def _backlog(self) -> int:
+        """Bytes written here that the kernel has not taken."""
+        return self._out_bytes
+
+    def _shut(self) -> None:
+        self._eof_out = True
+        assert self._sock is not None
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError as exc:
+            self._finish(exc)
+
+    def _mark_dirty(self) -> None:
+        if not self._dirty and not self._mask & OUT:
+            self._dirty = True
+            self._reactor.mark_dirty(self)
+
+    # Registration and the end --------------------------------------------------------------------
+
+    def _update(self) -> None:
+        if self._sock is None or self._parked:
+            return
+        reading = self._receiver is not None or self._closing
+        mask = IN if reading and not self._paused and not self._eof_in else 0
+        if self._out and not self._dirty:
+            mask |= OUT
+        if not self._registered:
+            if mask or reading:
+                self._reactor.add(self._fd, mask, self._on_event, self.crashed)
+                self._registered = True
+        elif mask != self._mask:
+            self._reactor.modify(self._fd, mask)
+        self._mask = mask
+
+    def _unregister(self) -> None:
+        if self._registered:
+            self._reactor.remove(self._fd)
+            self._registered = False
+
+    def _finish_if_done(self) -> bool:
+        if self._eof_in and self._eof_out and not self._backlog():
+            self._finish(None)
+        return self._sock is None
+
+    def _lingered(self) -> None:
+        if self._backlog():
+            self.crashed(TimeoutError("the peer does not read what is left"))
+        else:
+            self._finish(None)
+
+    def _finish(self, exc: Exception | None) -> None:
+        sock, self._sock = self._sock, None
+        if sock is None:
+            return
+        self._unregister()
+        sock.close()
+        self._out.clear()
+        self._out_bytes = 0
+        self._reason = exc
+        self._pump = None
+        if self._linger is not None:
+            self._linger.cancel()
+        if self._receiver is not None:
+            self._reactor.call_soon(partial(self._receiver.channel_closed, exc), _recorded)
+
+    def _receiver_or_fail(self) -> Receiver:
+        if self._receiver is None:
+            raise RuntimeError("data before start")
+        return self._receiver
+
+
+def _recorded(exc: Exception) -> None:
+    """For callbacks after the end: the reactor has recorded *exc*, nothing is left to close."""
+
+
+def _address(sock: socket.socket | None, name: str) -> tuple[str, int]:
+    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return "", 0
+    try:
+        return plain_address(getattr(sock, name)())
+    except OSError:
+        return "", 0

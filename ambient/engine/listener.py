@@ -5,31 +5,103 @@ Floor 2.
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Callable
 from typing import TypeAlias
 
-from ambient.engine.reactor import Reactor
+from ambient.engine.reactor import IN, Reactor, Timer
 
 OnConnection: TypeAlias = Callable[[socket.socket], None]
+
+# Connections per wake-up: one busy listener must not starve the relays. Picked, not measured.
+ACCEPTS_PER_EVENT = 64
+# When descriptors or memory run out the queue waits, twice as long each time (reference/threats.md 4).
+FIRST_BACKOFF = 0.05
+LAST_BACKOFF = 1.0
+# What accept(2) says of a connection that died in the queue, or that the network says of it: go on.
+_TRANSIENT = frozenset(
+    (errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.EHOSTDOWN, errno.ENONET, errno.EHOSTUNREACH,
+     errno.EOPNOTSUPP, errno.ENETUNREACH, errno.ENOPROTOOPT, errno.EPERM)
+)  # fmt: skip
 
 
 class Listener:
     """Calls *on_connection* with each accepted (non-blocking, TCP_NODELAY) socket.
 
-    An exception of *on_connection* closes that socket only.
+    An exception of *on_connection* closes that socket only, and is recorded by the reactor.
 
     Args:
         sock: Listening, non-blocking; ours to close.
     """
 
     def __init__(self, reactor: Reactor, sock: socket.socket, on_connection: OnConnection) -> None:
-        raise NotImplementedError
+        self._reactor = reactor
+        self._sock = sock
+        self._on_connection = on_connection
+        self._backoff = FIRST_BACKOFF
+        self._timer: Timer | None = None
+        self._open = True
+        sock.setblocking(False)
+        reactor.add(sock.fileno(), IN, self._on_event, self._crashed)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """(ip, port) it listens on."""
+        name = self._sock.getsockname()
+        return str(name[0]), int(name[1])
 
     def accept_pending(self) -> int:
         """Accept everything that is in the queue now; for emptying it before ``close``."""
-        raise NotImplementedError
+        accepted = 0
+        while self._open and self._accept():
+            accepted += 1
+        return accepted
 
     def close(self) -> None:
         """Stop accepting and close the socket; idempotent."""
-        raise NotImplementedError
+        if not self._open:
+            return
+        self._open = False
+        self._reactor.remove(self._sock.fileno())
+        self._sock.close()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _on_event(self, events: int) -> None:
+        for _ in range(ACCEPTS_PER_EVENT):
+            if not self._open or not self._accept():
+                return
+
+    def _accept(self) -> bool:
+        try:
+            sock, _ = self._sock.accept()
+        except BlockingIOError:
+            return False
+        except OSError as exc:
+            if exc.errno not in _TRANSIENT:
+                self._out_of_descriptors()
+                return False
+            return True
+        self._backoff = FIRST_BACKOFF
+        try:
+            sock.setblocking(False)
+            if sock.family != socket.AF_UNIX:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._on_connection(sock)
+        except Exception as exc:
+            if not self._reactor.registered(sock.fileno()):
+                sock.close()  # Nobody took it.
+            self._reactor.record_failure(exc)
+        return True
+
+    def _out_of_descriptors(self) -> None:
+        self._reactor.modify(self._sock.fileno(), 0)
+        self._timer = self._reactor.call_later(self._backoff, self._again, self._crashed)
+        self._backoff = min(self._backoff * 2, LAST_BACKOFF)
+
+    def _again(self) -> None:
+        self._reactor.modify(self._sock.fileno(), IN)
+
+    def _crashed(self, exc: Exception) -> None:
+        """A broken listener is noticed by its owner's attestation; the loop goes on."""

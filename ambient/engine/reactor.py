@@ -30,8 +30,12 @@ ErrorCallback: TypeAlias = Callable[[Exception], None]
 
 # One read fills at most this much; 256 KiB to 1 MiB measured alike, so the smallest.
 READ_BYTES = 256 * 1024
+# One TLS record (RFC 8446 5.1), and an HTTP/2 frame header in front of it.
+SLOT_BYTES = 16 * 1024
+SLOT_HEADROOM = 9
 # Descriptors per epoll batch: bounds how long a flush waits behind other connections. Picked, not measured.
 BATCH_EVENTS = 256
+FLUSH_ROUNDS = 3
 # Cancelled timers are swept out of the heap when they are this many and the majority.
 SWEEP_TIMERS = 512
 # How many failures of callbacks are kept for whoever looks into the process.
@@ -43,6 +47,10 @@ class Flushable(Protocol):
 
     def flush(self) -> None:
         """Send what was gathered; called once after the batch."""
+        ...
+
+    def crashed(self, exc: Exception) -> None:
+        """Told of an exception that left ``flush``: end this connection."""
         ...
 
 
@@ -79,6 +87,9 @@ class Reactor:
     Attributes:
         read_buffer: ``READ_BYTES`` shared by all connections; what is in it lasts until the callback
             that read it returns.
+        plain_buffer: The same for what TLS decrypts.
+        frame_buffer: The same for what is framed in place, with room for a frame header in front;
+            ``frame_slots`` are its TLS records, each less the room for its own frame header.
         on_failure: Told of every exception that ended one connection; the daemon logs it.
     """
 
@@ -94,6 +105,12 @@ class Reactor:
         self._batches = 0
         self._failures = 0
         self.read_buffer = memoryview(bytearray(READ_BYTES))
+        self.plain_buffer = memoryview(bytearray(READ_BYTES))
+        self.frame_buffer = memoryview(bytearray(READ_BYTES + SLOT_HEADROOM))
+        self.frame_slots = [
+            self.frame_buffer[start + SLOT_HEADROOM : start + SLOT_BYTES]
+            for start in range(0, READ_BYTES, SLOT_BYTES)
+        ]
         self.failures: deque[Exception] = deque(maxlen=KEPT_FAILURES)
         self.on_failure: Callable[[Exception], None] | None = None
         self._threadsafe: deque[Callback] = deque()
@@ -122,6 +139,10 @@ class Reactor:
         """Forget *fd*; call it before closing. Events of the running batch no longer reach it."""
         if self._callbacks.pop(fd, None) is not None:
             self._epoll.unregister(fd)
+
+    def registered(self, fd: int) -> bool:
+        """Whether somebody added *fd*."""
+        return fd in self._callbacks
 
     def mark_dirty(self, flushable: Flushable) -> None:
         """Flush *flushable* at the end of this batch; the caller marks itself once."""
@@ -172,8 +193,10 @@ class Reactor:
             self._fire_timers()
         if self._soon:
             self._run_soon()
-        if self._dirty:
-            self._flush()
+        # A tunnel's flush makes its TLS channel dirty; more rounds are left to the next batch.
+        for _ in range(FLUSH_ROUNDS):
+            if self._dirty:
+                self._flush()
 
     def stop(self) -> None:
         """Let ``run`` return after the current batch."""
@@ -243,7 +266,10 @@ class Reactor:
     def _flush(self) -> None:
         dirty, self._dirty = self._dirty, []
         for flushable in dirty:
-            flushable.flush()
+            try:
+                flushable.flush()
+            except Exception as exc:
+                self._failed(exc, flushable.crashed)
 
     def _woken(self, events: int) -> None:
         os.eventfd_read(self._wake_fd)

@@ -1,19 +1,27 @@
 """Mutual TLS with SPIFFE identities, as a channel over a non-blocking socket.
 
-Floor 2.
+Floor 2. TLS 1.3 by ``ssl.SSLObject`` over ``MemoryBIO``: reads of a batch are decrypted into one shared
+buffer, writes are encrypted at once and sent when the batch ends.
+
+Who the peer is gets decided once, at the end of the handshake: its chain leads to a root of our own
+trust domain (OpenSSL), and its leaf names exactly one URI, a SPIFFE ID (SPIFFE X509-SVID 2 and 5.2:
+more than one must be rejected). A bare ``SSLContext`` ignores ``SSLKEYLOGFILE``, which
+``create_default_context`` would obey. The key reaches OpenSSL through a memfd, never through the disk.
 """
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from ambient.engine.channel import Channel, Data, Receiver
-from ambient.engine.reactor import Reactor
-from ambient.errors import AmbientError
+from ambient.engine.channel import Data, SocketChannel
+from ambient.engine.reactor import HANG_UP, IN, OUT, Reactor
+from ambient.errors import AmbientError, ConfigError
 from ambient.model.identity import SpiffeId
 
 # A peer that has not finished its handshake by then is cut (reference/threats.md 4).
@@ -21,14 +29,33 @@ TLS_HANDSHAKE_DEADLINE = 5.0
 # A host that vanished without a word is noticed after this many milliseconds (reference/threats.md 4).
 TCP_USER_TIMEOUT_MS = 15_000
 ALPN_HBONE = ("h2",)
+# One record decrypts to at most this (RFC 8446 5.1); a read needs as much room.
+RECORD_BYTES = 16 * 1024
+# Encrypted bytes that wait for the socket before ``writable`` turns False.
+TLS_HIGH_BYTES = 1024 * 1024
+# A handshake's incoming bytes: the largest chain we would look at. OpenSSL's own bound is 100 KiB.
+MAX_HANDSHAKE_BYTES = 128 * 1024
+
+# Whom an OpenSSL reason accuses; whatever is not listed is "protocol".
+_REASONS = {
+    "CERTIFICATE_VERIFY_FAILED": "bad_certificate",
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "no_certificate",
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "no_certificate",
+    "NO_APPLICATION_PROTOCOL": "no_alpn",
+    "TLSV1_ALERT_NO_APPLICATION_PROTOCOL": "no_alpn",
+    "HTTP_REQUEST": "not_tls",
+    "WRONG_VERSION_NUMBER": "not_tls",
+    "UNKNOWN_PROTOCOL": "not_tls",
+}
 
 
 class TlsError(AmbientError):
-    """A handshake failed, or the peer is not who it must be; ``reason`` is a stable word for records.
+    """A handshake failed, or the peer is not who it must be.
 
     Args:
-        reason: ``not_tls``, ``no_certificate``, ``bad_certificate``, ``no_svid``, ``multiple_svids``, ``foreign_trust_domain``,
-            ``wrong_identity``, ``no_alpn``, ``deadline``, ``closed`` or ``protocol``.
+        reason: A stable word for records: ``not_tls``, ``no_certificate``, ``bad_certificate``,
+            ``no_svid``, ``multiple_svids``, ``foreign_trust_domain``, ``wrong_identity``, ``no_alpn``,
+            ``deadline``, ``closed`` or ``protocol``.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -57,32 +84,220 @@ class Svid:
 
 
 class TlsContext:
-    """What a side of a handshake needs; made once per SVID and shared by its connections.
+    """What one side of a handshake needs; made once per SVID and shared by its connections.
 
     Args:
         svid: Our identity; its roots judge the peer, its trust domain must be the peer's.
         server: Which side.
         alpn: Protocols offered or accepted; the handshake fails without an agreement.
+
+    Raises:
+        ConfigError: OpenSSL does not take the chain or the key (which is not shown).
     """
 
+    __slots__ = ("_context", "alpn", "identity", "server")
+
     def __init__(self, svid: Svid, *, server: bool, alpn: tuple[str, ...] = ALPN_HBONE) -> None:
-        raise NotImplementedError
+        self.identity = svid.identity
+        self.server = server
+        self.alpn = alpn
+        self._context = context = ssl.SSLContext(
+            ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT
+        )
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.check_hostname = False  # Identities are SPIFFE IDs, checked in ``verify_peer``.
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.set_alpn_protocols(list(alpn))
+        if server:
+            context.num_tickets = 0  # A resumed session would skip the certificate.
+        _load_svid(context, svid)
+
+    def __repr__(self) -> str:
+        return f"<TlsContext {self.identity} {'server' if self.server else 'client'}>"
+
+    def wrap(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> ssl.SSLObject:
+        """A new session; a client sends no SNI."""
+        return self._context.wrap_bio(incoming, outgoing, server_side=self.server)
 
 
-class TlsChannel:
+def verify_peer(certificate: object, own: SpiffeId, expected: frozenset[SpiffeId] | None) -> SpiffeId:
+    """The identity in *certificate* (``getpeercert()``), whose chain OpenSSL has verified.
+
+    Args:
+        expected: Whom it may name; None accepts everyone of our trust domain.
+
+    Raises:
+        TlsError: it names nobody, several, or someone else.
+    """
+    names = certificate.get("subjectAltName", ()) if isinstance(certificate, dict) else ()
+    uris = [value for kind, value in names if kind == "URI"]
+    if len(uris) > 1:
+        raise TlsError("multiple_svids", f"the peer's certificate has {len(uris)} URI names")
+    if not uris:
+        raise TlsError("no_svid", "the peer's certificate has no URI name")
+    try:
+        identity = SpiffeId.parse(uris[0])
+    except ConfigError as exc:
+        raise TlsError("no_svid", f"the peer's certificate: {exc}") from exc
+    if identity.trust_domain != own.trust_domain:
+        raise TlsError("foreign_trust_domain", f"the peer is of trust domain {identity.trust_domain!r}")
+    if expected is not None and identity not in expected:
+        wanted = ", ".join(sorted(map(str, expected))) or "nobody"
+        raise TlsError("wrong_identity", f"the peer is {identity}, expected {wanted}")
+    return identity
+
+
+class TlsChannel(SocketChannel):
     """A ``Channel`` whose bytes are encrypted; exists only after a verified handshake.
 
+    A TCP end of file without TLS's own goodbye is delivered as an end of file with ``truncated`` set:
+    the protocol above knows whether its message was complete.
+
     Attributes:
-        peer_identity: Who is at the other end, from its certificate.
         identity: Who we are.
+        peer_identity: Who is at the other end, from its certificate.
         alpn: The protocol agreed on.
     """
 
-    peer_identity: SpiffeId
-    identity: SpiffeId
-    alpn: str
-    bytes_in: int
-    bytes_out: int
+    __slots__ = ("_incoming", "_outgoing", "_tls", "alpn", "identity", "peer_identity", "truncated")
+
+    _high = TLS_HIGH_BYTES
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        sock: socket.socket,
+        tls: ssl.SSLObject,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        *,
+        identity: SpiffeId,
+        peer_identity: SpiffeId,
+    ) -> None:
+        super().__init__(reactor, sock)
+        self._tls = tls
+        self._incoming = incoming
+        self._outgoing = outgoing
+        self.identity = identity
+        self.peer_identity = peer_identity
+        self.alpn = tls.selected_alpn_protocol() or ""
+        self.truncated = False
+
+    def start(self, receiver: object) -> None:
+        """Deliver to *receiver* from now on; the peer's first bytes may be here already."""
+        super().start(receiver)  # type: ignore[arg-type]
+        if self._incoming.pending:
+            self._reactor.call_soon(self._decrypt, self.crashed)
+
+    def resume(self) -> None:
+        """Undo ``pause``; what was read but not yet decrypted comes first."""
+        super().resume()
+        if self._incoming.pending:
+            self._reactor.call_soon(self._decrypt, self.crashed)
+
+    def write(self, data: Data) -> None:
+        """Encrypt *data* now, send it when the batch ends."""
+        if self._sock is None or self._eof_wanted or not len(data):
+            return
+        self.bytes_out += len(data)
+        self._tls.write(data)
+        self._mark_dirty()
+        if self._outgoing.pending > TLS_HIGH_BYTES:
+            if not self._mask & OUT:
+                self._write_out()
+            self._full = self._backlog() > TLS_HIGH_BYTES
+
+    def write_parts(self, parts: list[memoryview], total: int) -> None:
+        """``write`` of several slices."""
+        for part in parts:
+            self.write(part)
+
+    def detach(self) -> socket.socket:
+        """Impossible: the session's state would be lost."""
+        raise RuntimeError("a TLS channel cannot be detached")
+
+    def _readable(self) -> None:
+        assert self._sock is not None
+        buffer = self._reactor.read_buffer
+        try:
+            size = self._sock.recv_into(buffer)
+        except BlockingIOError:
+            return
+        except OSError as exc:
+            self._finish(exc)
+            return
+        if size:
+            self._incoming.write(buffer[:size])
+            self._decrypt()
+        elif not self._eof_in:
+            self.truncated = True
+            self._ended_in()
+
+    def _decrypt(self) -> None:
+        """Decrypt and deliver all that came, unless the receiver stops us."""
+        plain = self._reactor.plain_buffer
+        room = len(plain)
+        # The stub says bytes; with a buffer it is the number of bytes.
+        read: Callable[[int, memoryview], int] = self._tls.read  # type: ignore[assignment]
+        incoming = self._incoming
+        filled = 0
+        ended = False
+        try:
+            # Once nothing is pending a further read could only raise SSLWantReadError, which is dear.
+            while incoming.pending and self._sock is not None and not self._paused:
+                size = read(room - filled, plain[filled:])
+                if not size:
+                    ended = True
+                    break
+                filled += size
+                if room - filled < RECORD_BYTES:
+                    self._deliver(plain[:filled])
+                    filled = 0
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:
+            ended = True
+        except ssl.SSLError as exc:
+            self._deliver(plain[:filled])
+            self._broken(exc)
+            return
+        self._deliver(plain[:filled])
+        if self._outgoing.pending:
+            self._mark_dirty()  # OpenSSL answered something of its own, such as a KeyUpdate.
+        if ended and self._sock is not None and not self._eof_in:
+            self._ended_in()
+
+    def _deliver(self, data: memoryview) -> None:
+        if len(data) and self._sock is not None:
+            self.bytes_in += len(data)
+            if not self._closing:
+                self._receiver_or_fail().data_received(data)
+
+    def _broken(self, exc: ssl.SSLError) -> None:
+        self._write_out()  # The alert, if there is one.
+        self.crashed(tls_error(exc))
+
+    def _write_out(self) -> None:
+        while self._sock is not None:
+            if not self._out and self._outgoing.pending:
+                pending = self._outgoing.pending
+                self._queue(self._outgoing.read(), pending)
+            super()._write_out()
+            if self._out or not self._outgoing.pending:
+                return
+
+    def _backlog(self) -> int:
+        return self._out_bytes + self._outgoing.pending
+
+    def _shut(self) -> None:
+        # close_notify; unwrap then wants the peer's, which may come much later.
+        with suppress(ssl.SSLError):
+            self._tls.unwrap()
+        goodbye = self._outgoing.read()
+        if goodbye and self._send([goodbye]) < len(goodbye):
+            self._finish(ConnectionAbortedError("no room for the goodbye"))
+        if self._sock is not None:
+            super()._shut()
 
 
 TlsDone: TypeAlias = Callable[["TlsChannel | Exception"], None]
@@ -99,9 +314,9 @@ def accept_tls(
     """Shake hands as the server; *sock* (connected, non-blocking) becomes the channel's to close.
 
     *on_done* gets a ``TlsChannel`` whose peer showed exactly one SPIFFE URI SAN of our trust domain,
-    or a ``TlsError`` / ``OSError``, and the socket is closed.
+    or a ``TlsError`` / ``OSError``, and then the socket is closed. Never calls back before it returns.
     """
-    raise NotImplementedError
+    _Handshake(reactor, sock, context, None, on_done, deadline)
 
 
 def connect_tls(
@@ -113,5 +328,164 @@ def connect_tls(
     *,
     deadline: float = TLS_HANDSHAKE_DEADLINE,
 ) -> None:
-    """Shake hands as the client; the peer must be one of *expected* (empty: none will do)."""
-    raise NotImplementedError
+    """Shake hands as the client; the peer must be one of *expected* (empty: none will do).
+
+    The rest is as with ``accept_tls``. A client's handshake ends before the server has judged its
+    certificate: a rejection arrives later, as the end of the channel.
+    """
+    _Handshake(reactor, sock, context, expected, on_done, deadline)
+
+
+def tls_error(exc: ssl.SSLError) -> TlsError:
+    """What OpenSSL said, with a stable reason."""
+    reason = _REASONS.get(exc.reason or "", "protocol")
+    detail = getattr(exc, "verify_message", "") or exc.reason or "TLS failed"
+    return TlsError(reason, f"{detail}".lower().replace("_", " "))
+
+
+class _Handshake:
+    """One handshake under way: owns the socket until it hands it on or closes it."""
+
+    __slots__ = (
+        "_context", "_expected", "_incoming", "_mask", "_on_done", "_out", "_outgoing", "_reactor",
+        "_received", "_sock", "_timer", "_tls",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        sock: socket.socket,
+        context: TlsContext,
+        expected: frozenset[SpiffeId] | None,
+        on_done: TlsDone,
+        deadline: float,
+    ) -> None:
+        self._reactor = reactor
+        self._sock = sock
+        self._context = context
+        self._expected = expected
+        self._on_done: TlsDone | None = on_done
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap(self._incoming, self._outgoing)
+        self._out = b""
+        self._received = 0
+        self._mask = IN
+        reactor.add(sock.fileno(), IN, self._on_event, self._failed)
+        late = TlsError("deadline", f"no TLS handshake within {deadline:g} s")
+        self._timer = reactor.call_later(deadline, lambda: self._failed(late), self._failed)
+        reactor.call_soon(self._advance, self._failed)
+
+    def _on_event(self, events: int) -> None:
+        if events & (IN | HANG_UP) and not self._receive():
+            return
+        self._advance()
+
+    def _receive(self) -> bool:
+        buffer = self._reactor.read_buffer
+        try:
+            size = self._sock.recv_into(buffer)
+        except BlockingIOError:
+            return True
+        except OSError as exc:
+            self._failed(exc)
+            return False
+        self._received += size
+        if not size:
+            self._failed(TlsError("closed", "the peer closed during the TLS handshake"))
+        elif self._received > MAX_HANDSHAKE_BYTES:
+            self._failed(TlsError("protocol", f"handshake over {MAX_HANDSHAKE_BYTES} bytes"))
+        else:
+            self._incoming.write(buffer[:size])
+            return True
+        return False
+
+    def _advance(self) -> None:
+        if self._on_done is None:
+            return
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            self._send()
+            return
+        except ssl.SSLError as exc:
+            self._send()  # The alert.
+            self._failed(tls_error(exc))
+            return
+        self._send()
+        if self._on_done is not None and not self._out:
+            self._verified()
+
+    def _verified(self) -> None:
+        context = self._context
+        try:
+            if self._tls.selected_alpn_protocol() not in context.alpn:
+                raise TlsError("no_alpn", f"the peer speaks none of {', '.join(context.alpn)}")
+            peer = verify_peer(self._tls.getpeercert(), context.identity, self._expected)
+        except TlsError as exc:
+            self._failed(exc)
+            return
+        self._timer.cancel()
+        self._reactor.remove(self._sock.fileno())
+        channel = TlsChannel(
+            self._reactor,
+            self._sock,
+            self._tls,
+            self._incoming,
+            self._outgoing,
+            identity=context.identity,
+            peer_identity=peer,
+        )
+        self._answer(channel, channel)
+
+    def _answer(self, answer: TlsChannel | Exception, channel: TlsChannel | None) -> None:
+        on_done, self._on_done = self._on_done, None
+        assert on_done is not None
+        try:
+            on_done(answer)
+        except Exception as exc:
+            self._reactor.record_failure(exc)
+            if channel is not None:
+                channel.crashed(exc)
+
+    def _send(self) -> None:
+        self._out += self._outgoing.read()
+        try:
+            sent = self._sock.send(self._out) if self._out else 0
+        except BlockingIOError:
+            sent = 0
+        except OSError as exc:
+            self._failed(exc)
+            return
+        self._out = self._out[sent:]
+        mask = IN | OUT if self._out else IN
+        if mask != self._mask:
+            self._mask = mask
+            self._reactor.modify(self._sock.fileno(), mask)
+
+    def _failed(self, exc: Exception) -> None:
+        if self._on_done is None:
+            return
+        self._timer.cancel()
+        self._reactor.remove(self._sock.fileno())
+        self._sock.close()
+        self._answer(exc, None)
+
+
+def prepare_hbone(sock: socket.socket) -> None:
+    """Options of every TCP connection that carries HBONE."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, TCP_USER_TIMEOUT_MS)
+
+
+def _load_svid(context: ssl.SSLContext, svid: Svid) -> None:
+    pem = b"".join(ssl.DER_cert_to_PEM_cert(der).encode() for der in svid.chain) + svid.key
+    fd = os.memfd_create("svid", os.MFD_CLOEXEC)
+    try:
+        os.write(fd, pem)
+        context.load_cert_chain(f"/proc/self/fd/{fd}")
+        context.load_verify_locations(cadata=b"".join(svid.roots))
+    except (ssl.SSLError, OSError, ValueError) as exc:
+        # ``from None``: nothing of the key may hang on the exception.
+        raise ConfigError(f"certificate of {svid.identity} is not usable: {type(exc).__name__}") from None
+    finally:
+        os.close(fd)

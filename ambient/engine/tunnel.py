@@ -1,19 +1,51 @@
 """HBONE connections: many byte streams inside one mutual-TLS connection.
 
-Floor 2: carries ``ambient.wire.hbone`` over a ``TlsChannel``; every ``TunnelStream`` is a ``Channel``.
+Floor 2: carries ``ambient.wire.hbone`` over a ``TlsChannel``; the streams are in
+``ambient.engine.tunnel_stream``.
+
+Windows are the back-pressure: what a stream's receiver has not taken is not given back to the peer; a
+TLS channel that is full makes every stream on it unwritable. An exception of one stream's receiver
+resets that stream; a broken rule of the peer ends the connection with a GOAWAY.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from functools import partial
+from typing import Any, TypeAlias
 
-from ambient.engine.channel import Channel, Data, Receiver
-from ambient.engine.reactor import Reactor
+from ambient.engine.channel import Data
+from ambient.engine.reactor import READ_BYTES, Reactor, Timer
 from ambient.engine.tls import TlsChannel
-from ambient.errors import AmbientError
-from ambient.model.identity import SpiffeId
+from ambient.engine.tunnel_stream import (
+    Headers,
+    TunnelLost,
+    TunnelRefused,
+    TunnelRequest,
+    TunnelStream,
+)
+from ambient.errors import AmbientError, RemoteProtocolError
+from ambient.wire import hbone_events as events
+from ambient.wire.hbone import HboneConnection, Role
+from ambient.wire.hbone_budget import WindowBudget
+from ambient.wire.hbone_events import Stream
+from ambient.wire.hbone_frames import (
+    FRAME_HEADER_BYTES,
+    PING_BYTES,
+    ErrorCode,
+    pack_data_header,
+)
+
+__all__ = [
+    "Headers",
+    "TunnelConnection",
+    "TunnelLost",
+    "TunnelRefused",
+    "TunnelRequest",
+    "TunnelStatistics",
+    "TunnelStream",
+]
 
 # The answer to a CONNECT includes the destination's dial, whose own deadline is the same (SEAMS: 10 s).
 CONNECT_DEADLINE = 10.0
@@ -22,75 +54,10 @@ FIRST_REQUEST_DEADLINE = 10.0
 # A silent peer is asked, and cut if it does not answer (reference/threats.md 4: noticed within 15 s).
 PING_INTERVAL = 10.0
 PING_TIMEOUT = 5.0
-
-Headers: TypeAlias = tuple[tuple[str, str], ...]
-
-
-class TunnelRefused(AmbientError):
-    """The peer answered a CONNECT with *status*; it is healthy and said no."""
-
-    def __init__(self, status: int, headers: Headers = ()) -> None:
-        super().__init__(f"http status: {status}")
-        self.status = status
-        self.headers = headers
-
-
-class TunnelLost(AmbientError):
-    """The connection or the stream ended without an answer.
-
-    Attributes:
-        retryable: The peer has certainly not acted on the request (GOAWAY, REFUSED_STREAM, or the
-            connection was found dead).
-    """
-
-    def __init__(self, message: str, *, retryable: bool = False) -> None:
-        super().__init__(message)
-        self.retryable = retryable
-
-
-class TunnelStream:
-    """One CONNECT: a ``Channel`` once it is open (client) or accepted (server).
-
-    Attributes:
-        connection: The tunnel that carries it.
-        authority: Its ``:authority``.
-        headers: What the peer sent with the answer (client) or the request (server), pseudo-headers left out.
-    """
-
-    connection: TunnelConnection
-    authority: str
-    headers: Headers
-    bytes_in: int
-    bytes_out: int
-
-
-class TunnelRequest:
-    """A CONNECT that arrived; exactly one of ``accept`` and ``refuse`` must be called, any time later.
-
-    Bytes the peer sends before the answer are held (at most the first window) and dropped on a refusal.
-
-    Attributes:
-        authority: ``:authority`` as sent, not yet parsed.
-        headers: The rest, in order.
-        closed: The peer has given up meanwhile; both answers are then ignored.
-    """
-
-    connection: TunnelConnection
-    authority: str
-    headers: Headers
-    closed: bool
-
-    def accept(self, headers: Headers = ()) -> TunnelStream:
-        """Answer 200 and return the open stream; call its ``start``."""
-        raise NotImplementedError
-
-    def refuse(self, status: int, text: str = "") -> None:
-        """Answer *status* with *text* as a short body, and end the stream."""
-        raise NotImplementedError
-
-    def on_cancelled(self, callback: Callable[[], None]) -> None:
-        """Call *callback* if the peer resets the stream (or the connection ends) before the answer."""
-        raise NotImplementedError
+# Answers that a peer provokes and does not read (PING, SETTINGS, resets): reference/threats.md 2.
+MAX_CONTROL_BACKLOG_BYTES = 64 * 1024
+# DATA in frames of the smallest maximum is cut so that header and payload fill one TLS record.
+_RECORD_PAYLOAD_BYTES = 16 * 1024 - FRAME_HEADER_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +70,7 @@ class TunnelStatistics:
     bytes_out: int
 
 
-OnOpened: TypeAlias = Callable[["TunnelStream | Exception"], None]
+OnOpened: TypeAlias = Callable[[TunnelStream | Exception], None]
 OnRequest: TypeAlias = Callable[[TunnelRequest], None]
 
 
@@ -115,13 +82,21 @@ class TunnelConnection:
         on_request: Server role: called for each CONNECT. None: client role.
         on_closed: Called once, when the connection has ended and all its streams have been told;
             None means properly.
-        on_available: Client role: a stream ended, or the peer allows more; there is room for another.
+        on_available: Called whenever a stream ended or the peer allows more: there is room for another.
+        on_rejected: Server role: a request was answered (status, reason) without asking anyone.
+        windows: Shared by the process's connections; bounds what stalled readers make us hold.
 
     Attributes:
-        peer_identity: From the peer's certificate; identity of every stream.
+        peer_identity: From the peer's certificate; the identity of every stream.
+        peer_address: (ip, port) of the TCP connection.
     """
 
-    peer_identity: SpiffeId
+    __slots__ = (
+        "_control_bytes", "_dirty", "_first", "_goodbye", "_handlers", "_heard", "_on_available",
+        "_on_closed", "_on_rejected", "_on_request", "_opening", "_ping", "_pinged", "_reactor",
+        "_streams_total", "_waiting", "channel", "closed", "frames", "local_address", "peer_address",
+        "peer_identity", "wire",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -131,29 +106,389 @@ class TunnelConnection:
         on_request: OnRequest | None = None,
         on_closed: Callable[[Exception | None], None] | None = None,
         on_available: Callable[[], None] | None = None,
+        on_rejected: Callable[[int, str], None] | None = None,
+        windows: WindowBudget | None = None,
     ) -> None:
-        raise NotImplementedError
+        self._reactor = reactor
+        self.channel = channel
+        self._on_request = on_request
+        self._on_closed = on_closed
+        self._on_available = on_available
+        self._on_rejected = on_rejected
+        self.wire = HboneConnection(Role.SERVER if on_request else Role.CLIENT, windows=windows)
+        self.peer_identity = channel.peer_identity
+        self.peer_address = channel.peer_address
+        self.local_address = channel.local_address
+        self.frames = reactor.frame_buffer
+        self.closed = False
+        self._opening: dict[Stream, _Opening] = {}
+        self._waiting: dict[TunnelStream, None] = {}
+        self._dirty = False
+        self._control_bytes = 0
+        self._streams_total = 0
+        self._heard = reactor.now()
+        self._pinged = False
+        self._goodbye: Timer | None = None
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            events.DataReceived: self._on_data,
+            events.WindowOpened: self._on_window,
+            events.StreamEnded: self._on_ended,
+            events.StreamReset: self._on_reset,
+            events.RequestReceived: self._on_request_received,
+            events.RequestRejected: self._on_request_rejected,
+            events.ResponseReceived: self._on_response,
+            events.SettingsReceived: self._on_settings,
+            events.GoawayReceived: self._on_goaway,
+            events.PingAcknowledged: self._on_pong,
+        }
+        self._ping = reactor.call_later(PING_INTERVAL, self._check_alive, self.crashed)
+        self._first: Timer | None = None
+        if on_request is not None:
+            self._first = reactor.call_later(FIRST_REQUEST_DEADLINE, self._no_request, self.crashed)
+        channel.start(self)
+        self.push()
+
+    def __repr__(self) -> str:
+        role = self.wire.role.name.lower()
+        return f"<TunnelConnection {role} to {self.peer_identity}, {len(self.wire.streams)} streams>"
+
+    # For its owner -----------------------------------------------------------------------------
 
     def open_stream(
         self, authority: str, headers: Headers, on_opened: OnOpened, *, deadline: float = CONNECT_DEADLINE
     ) -> None:
-        """CONNECT to *authority* (``"10.244.1.3:80"``); *on_opened* gets the stream at 200, else
-        ``TunnelRefused``, ``TunnelLost`` or ``TimeoutError``. Never calls back before it returns."""
-        raise NotImplementedError
+        """CONNECT to *authority* (``"10.244.1.3:80"``).
+
+        *on_opened* gets the stream at 200, else ``TunnelRefused``, ``TunnelLost``, ``TimeoutError`` or,
+        for headers that cannot be sent, ``LocalProtocolError``; never before this method returns.
+        """
+        try:
+            if not self.usable:
+                raise TunnelLost("the connection takes no more streams", retryable=True)
+            stream = self.wire.open(authority, headers)
+        except AmbientError as exc:
+            self._reactor.call_soon(partial(on_opened, exc), _recorded)
+            return
+        self._streams_total += 1
+        late = self._reactor.call_later(deadline, partial(self._unanswered, stream, deadline), self.crashed)
+        self._opening[stream] = _Opening(authority, on_opened, late)
+        self.touch()
 
     @property
     def usable(self) -> bool:
         """Whether ``open_stream`` may be called: alive, no GOAWAY, room under the peer's limit."""
-        raise NotImplementedError
+        return not self.closed and self.wire.can_open
+
+    @property
+    def streams(self) -> int:
+        """Live streams."""
+        return len(self.wire.streams)
 
     def goaway(self) -> None:
         """Accept no more streams; those that live go on, and the last one closes the connection."""
-        raise NotImplementedError
+        if self.closed or self.wire.closing:
+            return
+        if self.wire.role is Role.CLIENT:
+            self.wire.closing = True  # The server need not know: it opens no streams.
+        else:
+            self.wire.goaway()
+            self._goodbye = self._reactor.call_later(PING_TIMEOUT, self._no_goodbye, self.crashed)
+            self.touch()
+        self._close_if_drained()
 
     def close(self) -> None:
         """End every stream and the connection now."""
-        raise NotImplementedError
+        self._end(None)
+
+    def crashed(self, exc: Exception) -> None:
+        """End it because of *exc*; the reactor calls it too."""
+        self._end(exc)
 
     def statistics(self) -> TunnelStatistics:
         """What it carries."""
-        raise NotImplementedError
+        channel = self.channel
+        return TunnelStatistics(self.streams, self._streams_total, channel.bytes_in, channel.bytes_out)
+
+    # For its streams ---------------------------------------------------------------------------
+
+    def touch(self) -> None:
+        """The wire has something to say: send it when the batch ends."""
+        if not self._dirty and not self.closed:
+            self._dirty = True
+            self._reactor.mark_dirty(self)
+
+    def flush(self) -> None:
+        """Send what the wire has to say; the reactor calls it."""
+        self._dirty = False
+        if not self.closed:
+            self.push()
+
+    def wait_for_room(self, stream: TunnelStream) -> None:
+        """Call *stream*'s ``room_made`` when the connection's window or socket has room again."""
+        self._waiting[stream] = None
+
+    def send_data(self, stream: Stream, data: Data) -> int:
+        """Frame and send as much of *data* as the windows allow; returns how much."""
+        self.push()
+        view = memoryview(data)
+        room = min(len(view), self.wire.sendable(stream))
+        if room <= 0 or not self.channel.writable:
+            return 0
+        limit = min(self.wire.peer_max_frame, READ_BYTES)
+        if limit < READ_BYTES:
+            limit = min(limit, _RECORD_PAYLOAD_BYTES)
+        for start in range(0, room, limit):
+            size = min(limit, room - start)
+            self.frames[FRAME_HEADER_BYTES : FRAME_HEADER_BYTES + size] = view[start : start + size]
+            pack_data_header(self.frames, 0, stream.stream_id, size)
+            self.channel.write(self.frames[: FRAME_HEADER_BYTES + size])
+            self.wire.sent(stream, size)
+        return room
+
+    def stream_gone(self, stream: TunnelStream) -> None:
+        """*stream* ended in both directions."""
+        self._waiting.pop(stream, None)
+        if self._on_available is not None and not self.closed:
+            self._reactor.call_soon(self._on_available, self.crashed)
+        self._close_if_drained()
+
+    # The channel's receiver ----------------------------------------------------------------------
+
+    def data_received(self, data: memoryview) -> None:
+        """Decrypted bytes: let the wire read them and obey what it says."""
+        self._heard = now = self._reactor.now()
+        try:
+            happened = self.wire.receive_data(data, now)
+        except RemoteProtocolError as exc:
+            self.push()
+            self.channel.flush()
+            self._end(exc)
+            return
+        handlers = self._handlers
+        for event in happened:
+            if self.closed:
+                return
+            handlers[type(event)](event)
+        if not self.closed:
+            self.push()
+            if self.wire.closing:
+                self._close_if_drained()
+
+    def eof_received(self) -> None:
+        """The peer closed; with streams alive that is a loss."""
+        lost = TunnelLost("the peer closed the connection", retryable=True)
+        self._end(lost if self.wire.streams or self._opening else None)
+
+    def write_ready(self) -> None:
+        """The socket took what was waiting."""
+        self._control_bytes = 0
+        self._wake()
+
+    def channel_closed(self, exc: Exception | None) -> None:
+        """The TLS channel is gone."""
+        if exc is not None and not isinstance(exc, AmbientError):
+            exc = TunnelLost(f"connection lost: {exc}", retryable=True)
+        self._end(exc)
+
+    # Events ------------------------------------------------------------------------------------
+
+    def _on_data(self, event: events.DataReceived) -> None:
+        owner: TunnelStream | None = event.stream.owner
+        if owner is not None:
+            try:
+                owner.take(event.parts, event.total)
+            except Exception as exc:
+                self._stream_crashed(owner, exc)
+
+    def _on_ended(self, event: events.StreamEnded) -> None:
+        owner: TunnelStream | None = event.stream.owner
+        if owner is not None:
+            try:
+                owner.take_eof()
+            except Exception as exc:
+                self._stream_crashed(owner, exc)
+
+    def _on_window(self, event: events.WindowOpened) -> None:
+        if event.stream is None:
+            self._wake()
+        elif event.stream.owner is not None:
+            self._make_room(event.stream.owner)
+
+    def _on_settings(self, event: events.SettingsReceived) -> None:
+        self._wake()
+        if self._on_available is not None:
+            self._reactor.call_soon(self._on_available, self.crashed)
+
+    def _on_reset(self, event: events.StreamReset) -> None:
+        opening = self._opening.pop(event.stream, None)
+        if opening is not None:
+            opening.answer(self, TunnelLost(_why(event), retryable=event.unprocessed))
+            self._close_if_drained()
+        elif event.stream.owner is not None:
+            owner: TunnelStream = event.stream.owner
+            if event.code == ErrorCode.NO_ERROR and owner.stopped():
+                return
+            owner.lost(ConnectionResetError(_why(event)))
+
+    def _on_request_received(self, event: events.RequestReceived) -> None:
+        if self._first is not None:
+            self._first.cancel()
+            self._first = None
+        self._streams_total += 1
+        stream = TunnelStream(self._reactor, self, event.stream, event.authority, event.headers)
+        request = TunnelRequest(self, stream, event.authority, event.headers)
+        stream.request = request
+        assert self._on_request is not None
+        try:
+            self._on_request(request)
+        except Exception as exc:
+            self._reactor.record_failure(exc)
+            request.refuse(503, "internal error")
+
+    def _on_request_rejected(self, event: events.RequestRejected) -> None:
+        if self._on_rejected is not None:
+            self._on_rejected(event.status, event.reason)
+
+    def _on_response(self, event: events.ResponseReceived) -> None:
+        opening = self._opening.pop(event.stream, None)
+        if opening is None:
+            return
+        if event.status >= 300:
+            opening.answer(self, TunnelRefused(event.status, event.headers))
+            self._after_refusal()
+            return
+        stream = TunnelStream(self._reactor, self, event.stream, opening.authority, event.headers)
+        opening.answer(self, stream)
+
+    def _on_goaway(self, event: events.GoawayReceived) -> None:
+        self._close_if_drained()
+
+    def _on_pong(self, event: events.PingAcknowledged) -> None:
+        self._close_if_drained()
+
+    # Small things ------------------------------------------------------------------------------
+
+    def _after_refusal(self) -> None:
+        if self._on_available is not None:
+            self._reactor.call_soon(self._on_available, self.crashed)
+        self._close_if_drained()
+
+    def _unanswered(self, stream: Stream, deadline: float) -> None:
+        opening = self._opening.pop(stream, None)
+        if opening is not None:
+            self.wire.reset(stream, ErrorCode.CANCEL)
+            self.touch()
+            opening.answer(self, TimeoutError(f"no answer to CONNECT within {deadline:g} s"))
+            self._after_refusal()
+
+    def _stream_crashed(self, stream: TunnelStream, exc: Exception) -> None:
+        self._reactor.record_failure(exc)
+        stream.crashed(exc)
+
+    def _wake(self) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for stream in waiting:
+            self._make_room(stream)
+
+    def _make_room(self, stream: TunnelStream) -> None:
+        try:
+            stream.room_made()
+        except Exception as exc:
+            self._stream_crashed(stream, exc)
+
+    def push(self) -> None:
+        """Hand what the wire has to say to the TLS channel, now."""
+        out = self.wire.take_output()
+        if not out:
+            return
+        self.channel.write(out)
+        if not self.channel.writable:
+            self._control_bytes += len(out)
+            if self._control_bytes > MAX_CONTROL_BACKLOG_BYTES:
+                self._end(TunnelLost("the peer provokes answers and does not read them"))
+
+    def _check_alive(self) -> None:
+        silent = self._reactor.now() - self._heard
+        if self._pinged and silent >= PING_TIMEOUT:
+            self._end(TunnelLost(f"no sign of life for {silent:.0f} s", retryable=True))
+            return
+        self._pinged = silent >= PING_INTERVAL
+        if self._pinged:
+            self.wire.ping(PING_BYTES)
+            self.touch()
+        wait = PING_TIMEOUT if self._pinged else PING_INTERVAL - silent
+        self._ping = self._reactor.call_later(wait, self._check_alive, self.crashed)
+
+    def _no_request(self) -> None:
+        self._end(TunnelLost(f"no CONNECT within {FIRST_REQUEST_DEADLINE:g} s"))
+
+    def _no_goodbye(self) -> None:
+        # It does not answer, so it opens nothing either; what lives may go on.
+        self.wire.goodbye_over()
+        self.touch()
+        self._close_if_drained()
+
+    def _close_if_drained(self) -> None:
+        if self.wire.drained and not self._opening and not self.closed:
+            self._reactor.call_soon(self._drained, self.crashed)
+
+    def _drained(self) -> None:
+        if self.wire.drained and not self._opening:
+            self.push()
+            self._end(None)
+
+    def _end(self, exc: Exception | None) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        for timer in (self._ping, self._first, self._goodbye):
+            if timer is not None:
+                timer.cancel()
+        lost = exc or TunnelLost("the connection was closed", retryable=True)
+        opening, self._opening = self._opening, {}
+        for each in opening.values():
+            each.answer(self, _lost(lost))
+        for stream in list(self.wire.streams.values()):
+            if stream.owner is not None:
+                stream.owner.lost(lost)
+        self.wire.release()
+        self._waiting.clear()
+        self._handlers.clear()
+        self.channel.close()
+        if self._on_closed is not None:
+            self._reactor.call_soon(partial(self._on_closed, exc), _recorded)
+
+
+class _Opening:
+    """A CONNECT that waits for its answer."""
+
+    __slots__ = ("authority", "late", "on_opened")
+
+    def __init__(self, authority: str, on_opened: OnOpened, late: Timer) -> None:
+        self.authority = authority
+        self.on_opened = on_opened
+        self.late = late
+
+    def answer(self, connection: TunnelConnection, answer: TunnelStream | Exception) -> None:
+        """Tell whoever asked; its exception costs its stream only."""
+        self.late.cancel()
+        try:
+            self.on_opened(answer)
+        except Exception as exc:
+            connection._reactor.record_failure(exc)
+            if isinstance(answer, TunnelStream):
+                answer.crashed(exc)
+
+
+def _lost(exc: Exception) -> Exception:
+    """Nothing was answered yet, so trying again elsewhere does no harm."""
+    return exc if isinstance(exc, TunnelLost) and exc.retryable else TunnelLost(str(exc), retryable=True)
+
+
+def _why(event: events.StreamReset) -> str:
+    name = ErrorCode(event.code).name if event.code in ErrorCode._value2member_map_ else str(event.code)
+    return f"stream reset: {name} ({event.reason})"
+
+
+def _recorded(exc: Exception) -> None:
+    """For callbacks after the end: the reactor has recorded *exc*, nothing is left to close."""

@@ -1,0 +1,447 @@
+"""One stream of an HBONE connection as a channel, and the request it begins with.
+
+Floor 2. The fast path to a plain socket (``pump`` and ``set_sink``) is why this file counts its copies:
+a byte from the socket is read into the frame buffer and encrypted from there; a byte from the tunnel is
+decrypted into the shared buffer and sent from there.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
+
+from ambient.engine.channel import PUMP_BLOCKED, Data, Receiver, SocketChannel
+from ambient.engine.reactor import READ_BYTES, SLOT_BYTES, Reactor
+from ambient.errors import AmbientError
+from ambient.wire.hbone_events import Stream
+from ambient.wire.hbone_frames import FRAME_HEADER, FRAME_HEADER_BYTES, ErrorCode
+
+if TYPE_CHECKING:
+    from ambient.engine.tunnel import TunnelConnection
+
+Headers: TypeAlias = tuple[tuple[str, str], ...]
+
+_SLOT_PAYLOAD_BYTES = SLOT_BYTES - FRAME_HEADER_BYTES
+_SLOTS = READ_BYTES // SLOT_BYTES
+
+
+class TunnelRefused(AmbientError):
+    """The peer answered a CONNECT with *status*; it is healthy and said no."""
+
+    def __init__(self, status: int, headers: Headers = ()) -> None:
+        super().__init__(f"http status: {status}")
+        self.status = status
+        self.headers = headers
+
+
+class TunnelLost(AmbientError):
+    """The connection or the stream ended without an answer.
+
+    Attributes:
+        retryable: Trying again on another connection does no harm: the request was not answered.
+    """
+
+    def __init__(self, message: str, *, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+
+
+class TunnelStream:
+    """One CONNECT: a ``Channel`` once it is open (client) or accepted (server).
+
+    Attributes:
+        connection: The tunnel that carries it.
+        authority: Its ``:authority``.
+        headers: What the peer sent with the answer (client) or the request (server), pseudo-headers
+            left out.
+    """
+
+    __slots__ = (
+        "_bulk", "_closing", "_eof_delivered", "_eof_held", "_eof_wanted", "_finished", "_held", "_out",
+        "_out_bytes", "_owed", "_paused", "_reactor", "_reason", "_receiver", "_sink", "_stream",
+        "_wants_room", "authority", "bytes_in", "bytes_out", "connection", "headers", "request",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        connection: TunnelConnection,
+        stream: Stream,
+        authority: str,
+        headers: Headers,
+    ) -> None:
+        self._reactor = reactor
+        self.connection = connection
+        self._stream = stream
+        stream.owner = self
+        self.authority = authority
+        self.headers = headers
+        self.request: TunnelRequest | None = None
+        self._receiver: Receiver | None = None
+        self._sink: SocketChannel | None = None
+        self._held: list[bytes] = []  # What came while paused, at most the stream's window.
+        self._owed = 0  # Delivered or held, and not yet given back to the peer.
+        self._eof_held = False
+        self._eof_delivered = False
+        self._paused = False
+        self._out: deque[bytes] = deque()
+        self._out_bytes = 0
+        self._eof_wanted = False
+        self._wants_room = False
+        self._closing = False
+        self._bulk = False
+        self._finished = False
+        self._reason: Exception | None = None
+        self.bytes_in = 0
+        self.bytes_out = 0
+
+    def __repr__(self) -> str:
+        return f"<TunnelStream {self.authority}, {self.bytes_in} in, {self.bytes_out} out>"
+
+    # Channel -----------------------------------------------------------------------------------
+
+    @property
+    def peer_address(self) -> tuple[str, int]:
+        """(ip, port) of the connection's other end."""
+        return self.connection.peer_address
+
+    @property
+    def local_address(self) -> tuple[str, int]:
+        """(ip, port) of the connection's own end."""
+        return self.connection.local_address
+
+    @property
+    def writable(self) -> bool:
+        """False while the peer's window, or the connection, has no room."""
+        if self._finished:
+            return True  # What is written is dropped.
+        if not self._out and self.connection.channel.writable and self._sendable() > 0:
+            return True
+        self._wants_room = True
+        self.connection.wait_for_room(self)
+        return False
+
+    def start(self, receiver: Receiver) -> None:
+        """Deliver to *receiver* from now on."""
+        self._receiver = receiver
+        if self._finished:
+            self._reactor.call_soon(partial(receiver.channel_closed, self._reason), _recorded)
+        elif self._held or self._eof_held:
+            self._reactor.call_soon(self._deliver_held, self.crashed)
+
+    def write(self, data: Data) -> None:
+        """Send all of *data*, now or as the peer's window allows."""
+        size = len(data)
+        if self._finished or self._eof_wanted or not size:
+            return
+        self.bytes_out += size
+        sent = 0 if self._out else self.connection.send_data(self._stream, data)
+        if sent < size and not self._finished:
+            self._out.append(bytes(data[sent:]))
+            self._out_bytes += size - sent
+            self.connection.wait_for_room(self)
+
+    def write_eof(self) -> None:
+        """Send END_STREAM after what was written."""
+        if not self._eof_wanted and not self._finished:
+            self._eof_wanted = True
+            self._end_if_flushed()
+
+    def pause(self) -> None:
+        """Deliver nothing until ``resume``; the peer may fill its window, no more."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """Undo ``pause``."""
+        if not self._paused:
+            return
+        self._paused = False
+        if self._held or self._eof_held:
+            self._reactor.call_soon(self._deliver_held, self.crashed)
+        else:
+            self._give_back()
+
+    def close(self) -> None:
+        """Flush and end our direction; what still comes is dropped."""
+        if self._finished or self._closing:
+            return
+        self._closing = True
+        self._paused = False
+        self._held.clear()
+        self._give_back()
+        self._eof_wanted = True
+        self._end_if_flushed()
+
+    def abort(self) -> None:
+        """End it now; the peer sees RST_STREAM."""
+        self._end_wire(ErrorCode.CANCEL, None)
+
+    def crashed(self, exc: Exception) -> None:
+        """``abort`` with a reason for ``channel_closed``; the reactor calls it too."""
+        self._end_wire(ErrorCode.INTERNAL_ERROR, exc)
+
+    def set_sink(self, sink: SocketChannel) -> None:
+        """Give what comes straight to *sink*, in place of ``data_received``: the relay's fast path."""
+        self._sink = sink
+
+    # From the connection -------------------------------------------------------------------------
+
+    def take(self, parts: list[memoryview], total: int) -> None:
+        """DATA arrived."""
+        if self._closing:
+            self._owed += total
+            self._give_back()
+            return
+        if self._paused or self._receiver is None or self._held:
+            self._held.extend(bytes(part) for part in parts)
+            return
+        self._deliver(parts, total)
+
+    def take_eof(self) -> None:
+        """END_STREAM arrived."""
+        self._eof_held = True
+        if not self._paused and self._receiver is not None and not self._held:
+            self._deliver_eof()
+
+    def room_made(self) -> None:
+        """The windows or the socket have room: send what waits, then ask for more."""
+        while self._out:
+            head = self._out[0]
+            sent = self.connection.send_data(self._stream, head)
+            self._out_bytes -= sent
+            if sent < len(head):
+                self._out[0] = head[sent:]
+                self.connection.wait_for_room(self)
+                return
+            self._out.popleft()
+        if self._eof_wanted:
+            self._end_if_flushed()
+        elif self._wants_room:
+            if self._sendable() <= 0 or not self.connection.channel.writable:
+                self.connection.wait_for_room(self)
+                return
+            self._wants_room = False
+            if self._receiver is not None:
+                self._receiver.write_ready()
+
+    def lost(self, exc: Exception) -> None:
+        """The peer reset it, or the connection is gone."""
+        self._finish(exc)
+
+    def stopped(self) -> bool:
+        """The peer sent all it had and wants no more; False if it had not ended its direction."""
+        if not self._eof_held:
+            return False
+        self._out.clear()
+        self._eof_wanted = True
+        self._finish_if_done()
+        return True
+
+    def pump(self, sock: socket.socket) -> int:
+        """Read from *sock* what the windows allow, straight into frames; see ``set_pump``."""
+        connection = self.connection
+        wire = connection.wire
+        stream = self._stream
+        if self._finished or self._eof_wanted:
+            return PUMP_BLOCKED
+        room = wire.sendable(stream)
+        if self._out or room <= 0 or not connection.channel.writable:
+            self._wants_room = True
+            connection.wait_for_room(self)
+            return PUMP_BLOCKED
+        if wire.peer_max_frame >= READ_BYTES:
+            return self._pump_one(sock, min(room, READ_BYTES))
+        if self._bulk and room >= _SLOTS * _SLOT_PAYLOAD_BYTES:
+            return self._pump_slots(sock)
+        limit = min(room, _SLOT_PAYLOAD_BYTES)
+        size = self._pump_one(sock, limit)
+        self._bulk = size == limit
+        return size
+
+    def _pump_one(self, sock: socket.socket, limit: int) -> int:
+        """One recv, one frame."""
+        connection = self.connection
+        frames = connection.frames
+        size = sock.recv_into(frames[FRAME_HEADER_BYTES : FRAME_HEADER_BYTES + limit])
+        if size:
+            connection.push()
+            FRAME_HEADER.pack_into(frames, 0, size >> 8, size & 0xFF, 0, 0, self._stream.stream_id)
+            connection.channel.write(frames[: FRAME_HEADER_BYTES + size])
+            connection.wire.sent(self._stream, size)
+            self.bytes_out += size
+        return size
+
+    def _pump_slots(self, sock: socket.socket) -> int:
+        """One recvmsg, as many frames of one TLS record each as it filled."""
+        connection = self.connection
+        frames = connection.frames
+        size: int = sock.recvmsg_into(self._reactor.frame_slots)[0]
+        if not size:
+            return 0
+        connection.push()
+        full, rest = divmod(size, _SLOT_PAYLOAD_BYTES)
+        stream_id = self._stream.stream_id
+        end = full * SLOT_BYTES
+        for start in range(0, end, SLOT_BYTES):
+            FRAME_HEADER.pack_into(
+                frames, start, _SLOT_PAYLOAD_BYTES >> 8, _SLOT_PAYLOAD_BYTES & 0xFF, 0, 0, stream_id
+            )
+        if rest:
+            FRAME_HEADER.pack_into(frames, end, rest >> 8, rest & 0xFF, 0, 0, stream_id)
+            end += FRAME_HEADER_BYTES + rest
+        connection.channel.write(frames[:end])
+        connection.wire.sent(self._stream, size, full + bool(rest))
+        self.bytes_out += size
+        self._bulk = full > 0
+        return size
+
+    # Inside --------------------------------------------------------------------------------------
+
+    def _sendable(self) -> int:
+        return self.connection.wire.sendable(self._stream)
+
+    def _deliver(self, parts: list[memoryview], total: int) -> None:
+        self.bytes_in += total
+        self._owed += total
+        sink = self._sink
+        if sink is not None:
+            sink.write_parts(parts, total)
+            if not sink.writable:
+                self._paused = True
+        else:
+            assert self._receiver is not None
+            for part in parts:
+                if self._paused:
+                    # Stopped between two slices: the rest waits with its turn.
+                    self._held.append(bytes(part))
+                    self.bytes_in -= len(part)
+                    self._owed -= len(part)
+                elif not self._finished:
+                    self._receiver.data_received(part)
+        if not self._paused:
+            self._give_back()
+
+    def _deliver_held(self) -> None:
+        while self._held and not self._paused and not self._finished:
+            piece = self._held.pop(0)
+            self._deliver([memoryview(piece)], len(piece))
+        if self._eof_held and not self._held and not self._paused:
+            self._deliver_eof()
+
+    def _deliver_eof(self) -> None:
+        if self._finished or self._eof_delivered:
+            return
+        self._eof_delivered = True
+        if self._receiver is not None and not self._closing:
+            self._receiver.eof_received()
+        self._finish_if_done()
+
+    def _give_back(self) -> None:
+        if self._owed and not self._finished:
+            owed, self._owed = self._owed, 0
+            self.connection.wire.credit(self._stream, owed)
+            self.connection.touch()
+
+    def _end_if_flushed(self) -> None:
+        if self._out or self._finished:
+            return
+        self.connection.wire.end(self._stream)
+        self.connection.touch()
+        if not self._closing:
+            self._finish_if_done()
+        elif self._eof_held:
+            self._finish(None)
+        else:
+            # Our direction is over, and so is our interest: RFC 9113 8.1's way to say it.
+            self._end_wire(ErrorCode.NO_ERROR, None)
+
+    def _finish_if_done(self) -> None:
+        if self._eof_delivered and self._eof_wanted and not self._out:
+            self._finish(None)
+
+    def _end_wire(self, code: ErrorCode, exc: Exception | None) -> None:
+        if not self._finished:
+            self.connection.wire.reset(self._stream, code)
+            self.connection.touch()
+            self._finish(exc)
+
+    def _finish(self, exc: Exception | None) -> None:
+        if self._finished:
+            return
+        self._finished = True
+        self._reason = exc
+        self._stream.owner = None
+        self._held.clear()
+        self._out.clear()
+        self._sink = None
+        if self.request is not None:
+            self.request.cancelled()
+        self.connection.stream_gone(self)
+        if self._receiver is not None:
+            self._reactor.call_soon(partial(self._receiver.channel_closed, exc), _recorded)
+
+
+class TunnelRequest:
+    """A CONNECT that arrived; exactly one of ``accept`` and ``refuse`` must be called, any time later.
+
+    Bytes the peer sends before the answer are held (at most the first window) and dropped on a refusal.
+
+    Attributes:
+        connection: Where it came from; ``connection.peer_identity`` is the source's identity.
+        authority: ``:authority`` as sent, not yet parsed.
+        headers: The rest, in order.
+        closed: The peer has given up, or it was answered; further answers are ignored.
+    """
+
+    __slots__ = ("_on_cancelled", "_stream", "authority", "closed", "connection", "headers")
+
+    def __init__(
+        self, connection: TunnelConnection, stream: TunnelStream, authority: str, headers: Headers
+    ) -> None:
+        self.connection = connection
+        self._stream = stream
+        self.authority = authority
+        self.headers = headers
+        self.closed = False
+        self._on_cancelled: Callable[[], None] | None = None
+
+    def accept(self, headers: Headers = ()) -> TunnelStream:
+        """Answer 200 and return the open stream; call its ``start``.
+
+        If the peer has given up meanwhile the stream is returned all the same, and ends at once.
+        """
+        if not self.closed:
+            self._answered()
+            self.connection.wire.accept(self._stream._stream, headers)
+            self.connection.touch()
+        return self._stream
+
+    def refuse(self, status: int, text: str = "") -> None:
+        """Answer *status* with *text* as a short body, and end the stream."""
+        if not self.closed:
+            self._answered()
+            self.connection.wire.refuse(self._stream._stream, status, text)
+            self.connection.touch()
+            self._stream._finish(TunnelRefused(status))
+
+    def on_cancelled(self, callback: Callable[[], None]) -> None:
+        """Call *callback* if the peer resets the stream (or the connection ends) before the answer."""
+        self._on_cancelled = callback
+
+    def cancelled(self) -> None:
+        """The stream ended; the connection calls it."""
+        callback, self._on_cancelled = self._on_cancelled, None
+        if not self.closed and callback is not None:
+            self._stream._reactor.call_soon(callback, _recorded)
+        self.closed = True
+
+    def _answered(self) -> None:
+        self.closed = True
+        self._stream.request = None
+
+
+def _recorded(exc: Exception) -> None:
+    """For callbacks after the end: the reactor has recorded *exc*, nothing is left to close."""

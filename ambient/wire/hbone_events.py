@@ -1,0 +1,153 @@
+"""What an HBONE connection reports, and the record of one stream.
+
+Floor 1. ``DataReceived`` is made for every batch of bytes, so it is slotted and mutable; the others
+are rare and frozen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from ambient.wire.hbone_headers import Headers
+
+
+class Stream:
+    """One CONNECT on the wire.
+
+    Attributes:
+        send_window: What the peer lets us send on it; may be negative after a SETTINGS.
+        receive_window: What the peer may still send.
+        window: How wide ``receive_window`` is when nothing is outstanding; grows.
+        unreturned: Consumed bytes not yet given back to the peer.
+        answered: 200 was sent (server) or received (client).
+        tail: Body of a refusal that waits for the peer's window.
+        owner: The engine's object; nothing here looks at it.
+    """
+
+    __slots__ = (
+        "answered",
+        "local_closed",
+        "owner",
+        "receive_window",
+        "remote_closed",
+        "send_window",
+        "stream_id",
+        "tail",
+        "unreturned",
+        "window",
+    )
+
+    def __init__(self, stream_id: int, send_window: int, window: int) -> None:
+        self.stream_id = stream_id
+        self.send_window = send_window
+        self.receive_window = window
+        self.window = window
+        self.unreturned = 0
+        self.answered = False
+        self.local_closed = False
+        self.remote_closed = False
+        self.tail = b""
+        self.owner: Any = None
+
+    def __repr__(self) -> str:
+        return f"<Stream {self.stream_id}>"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestReceived:
+    """A well-formed CONNECT; answer with ``accept`` or ``refuse``."""
+
+    stream: Stream
+    authority: str
+    headers: Headers
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRejected:
+    """A request was answered *status* here, because no HBONE peer sends such a one."""
+
+    stream_id: int
+    status: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseReceived:
+    """The final answer to our CONNECT; any status but 2xx has already closed the stream."""
+
+    stream: Stream
+    status: int
+    headers: Headers
+
+
+@dataclass(slots=True)
+class DataReceived:
+    """Bytes of one stream; *parts* are slices of the input and last as long as it does."""
+
+    stream: Stream
+    parts: list[memoryview]
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEnded:
+    """The peer sends no more on this stream; we may."""
+
+    stream: Stream
+
+
+@dataclass(frozen=True, slots=True)
+class StreamReset:
+    """The stream is gone in both directions, by the peer's RST_STREAM or for its fault.
+
+    Attributes:
+        unprocessed: The peer has certainly not acted on the request.
+    """
+
+    stream: Stream
+    code: int
+    unprocessed: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class WindowOpened:
+    """More may be sent: on *stream*, or on the whole connection if it is None."""
+
+    stream: Stream | None
+
+
+@dataclass(frozen=True, slots=True)
+class SettingsReceived:
+    """The peer's limits changed; see the connection's ``peer_`` attributes."""
+
+
+@dataclass(frozen=True, slots=True)
+class PingAcknowledged:
+    """The answer to ``ping``."""
+
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class GoawayReceived:
+    """The peer takes no more streams; those above *last_stream_id* were reset as unprocessed."""
+
+    last_stream_id: int
+    code: int
+    debug: bytes
+
+
+Event: TypeAlias = (
+    RequestReceived
+    | RequestRejected
+    | ResponseReceived
+    | DataReceived
+    | StreamEnded
+    | StreamReset
+    | WindowOpened
+    | SettingsReceived
+    | PingAcknowledged
+    | GoawayReceived
+)

@@ -1,0 +1,214 @@
+"""Header blocks of CONNECT: encoding, bounded decoding, and what makes a request malformed.
+
+Floor 1: sans-IO. Encoding is literal and stateless (RFC 7541 6.2.2), so that nothing we send depends
+on the peer's table; decoding is ``hpack``'s, under bounds on the *decoded* size, which is what
+CVE-2026-47774 was about. Source: RFC 9113 8.2, 8.3 and 8.5.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import hpack
+
+from ambient.errors import LocalProtocolError
+
+Headers: TypeAlias = tuple[tuple[str, str], ...]
+RawHeaders: TypeAlias = list[tuple[bytes, bytes]]
+
+# What a request may decode to, RFC 9113 6.5.2's way of counting (32 bytes beside each field), before it
+# is answered 431; Istio's client advertises the same 16 KiB.
+MAX_HEADER_LIST_BYTES = 16 * 1024
+# Beyond this the decoder stops and the connection ends: it could not stay in step any more.
+DECODER_LIST_BYTES = 64 * 1024
+# The compressed block over all its frames, and how many CONTINUATIONs may carry it. Picked, not measured.
+MAX_BLOCK_BYTES = 32 * 1024
+MAX_CONTINUATIONS = 8
+FIELD_OVERHEAD_BYTES = 32
+# Ours always fit one frame of the smallest size a peer may ask for.
+MAX_SENT_BLOCK_BYTES = 16_000
+
+# RFC 9113 8.2.1: lower case, no controls, no space; and values without CR, LF, NUL or edge blanks.
+_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
+_BAD_VALUE = re.compile(rb"[\x00\r\n]|^[ \t]|[ \t]\Z")
+_CONNECTION_FIELDS = frozenset(
+    (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade")
+)
+_REQUEST_PSEUDO = frozenset((b":method", b":authority", b":scheme", b":path", b":protocol"))
+
+
+class MalformedError(Exception):
+    """A header block that RFC 9113 calls malformed: an error of its stream. Never leaves floor 1."""
+
+
+class CompressionBrokenError(Exception):
+    """A block that cannot be decompressed, or only at a price; ends the connection. Never leaves floor 1."""
+
+    def __init__(self, message: str, *, oversized: bool = False) -> None:
+        super().__init__(message)
+        self.oversized = oversized
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A well-formed request, of any method.
+
+    Attributes:
+        authority: Not empty if the method is CONNECT.
+        protocol: ``:protocol`` of an extended CONNECT (RFC 8441), or "".
+        headers: Without pseudo-headers.
+    """
+
+    method: str
+    authority: str
+    protocol: str
+    headers: Headers
+
+
+class HeaderDecoder:
+    """Decompresses the blocks of one direction of one connection."""
+
+    def __init__(self) -> None:
+        self._decoder = hpack.Decoder(max_header_list_size=DECODER_LIST_BYTES)
+
+    def decode(self, block: bytes) -> RawHeaders:
+        """Decode one block.
+
+        Raises:
+            CompressionBrokenError: the connection cannot go on.
+        """
+        try:
+            return [(bytes(name), bytes(value)) for name, value in self._decoder.decode(block, raw=True)]
+        except hpack.OversizedHeaderListError as exc:
+            raise CompressionBrokenError(str(exc), oversized=True) from exc
+        except hpack.HPACKError as exc:
+            raise CompressionBrokenError(str(exc)) from exc
+
+
+def list_bytes(headers: RawHeaders) -> int:
+    """The size of a decoded list as SETTINGS_MAX_HEADER_LIST_SIZE counts it."""
+    return sum(len(name) + len(value) + FIELD_OVERHEAD_BYTES for name, value in headers)
+
+
+def read_request(headers: RawHeaders) -> Request:
+    """Judge a request's block.
+
+    Raises:
+        MalformedError: RFC 9113 8.1.1 calls for a stream error.
+    """
+    pseudo, rest = _split(headers, _REQUEST_PSEUDO)
+    method = pseudo.get(b":method", b"")
+    if not method:
+        raise MalformedError("no :method")
+    if method == b"CONNECT" and b":protocol" not in pseudo:
+        if b":scheme" in pseudo or b":path" in pseudo:
+            raise MalformedError("CONNECT with :scheme or :path")
+        if not pseudo.get(b":authority"):
+            raise MalformedError("CONNECT without :authority")
+    elif not pseudo.get(b":scheme") or not pseudo.get(b":path"):
+        raise MalformedError("no :scheme or no :path")
+    return Request(
+        method.decode("latin-1"),
+        pseudo.get(b":authority", b"").decode("latin-1"),
+        pseudo.get(b":protocol", b"").decode("latin-1"),
+        _text(rest),
+    )
+
+
+def read_response(headers: RawHeaders) -> tuple[int, Headers]:
+    """Judge an answer's block; returns (status, headers without pseudo-headers).
+
+    Raises:
+        MalformedError: RFC 9113 8.1.1 calls for a stream error.
+    """
+    pseudo, rest = _split(headers, frozenset((b":status",)))
+    status = pseudo.get(b":status", b"")
+    if not re.fullmatch(rb"[1-9][0-9][0-9]", status) or status == b"101":
+        raise MalformedError(f"not a status: {status!r}")
+    return int(status), _text(rest)
+
+
+def encode_request(authority: str, headers: Headers) -> bytes:
+    """The block of a CONNECT to *authority*.
+
+    Raises:
+        LocalProtocolError: a name or value that cannot be sent, or the block is too large.
+    """
+    if not authority:
+        raise LocalProtocolError("CONNECT without an authority")
+    # 0x02 and 0x01: literal without indexing, names :method and :authority of the static table.
+    return _bounded(b"\x02\x07CONNECT" + b"\x01" + _string(_value(authority)) + _fields(headers))
+
+
+def encode_response(status: int, headers: Headers) -> bytes:
+    """The block of an answer; ``raises`` as ``encode_request``."""
+    # 0x88 is ":status 200" of the static table, 0x08 its name alone.
+    head = b"\x88" if status == 200 else b"\x08" + _string(b"%d" % status)
+    return _bounded(head + _fields(headers))
+
+
+def _split(headers: RawHeaders, allowed: frozenset[bytes]) -> tuple[dict[bytes, bytes], RawHeaders]:
+    pseudo: dict[bytes, bytes] = {}
+    rest: RawHeaders = []
+    for name, value in headers:
+        if _BAD_VALUE.search(value):
+            raise MalformedError(f"bad value of {name!r}")
+        if not name.startswith(b":"):
+            _check_field(name, value)
+            rest.append((name, value))
+        elif rest or name in pseudo or name not in allowed:
+            raise MalformedError(f"{name!r} is late, doubled or unknown")
+        else:
+            pseudo[name] = value
+    return pseudo, rest
+
+
+def _check_field(name: bytes, value: bytes) -> None:
+    if not _NAME.fullmatch(name):
+        raise MalformedError(f"bad field name {name!r}")
+    if name in _CONNECTION_FIELDS or (name == b"te" and value != b"trailers"):
+        raise MalformedError(f"connection-specific field {name!r}")
+
+
+def _text(headers: RawHeaders) -> Headers:
+    # Latin-1 cannot fail and keeps every byte; whoever needs more decodes again.
+    return tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in headers)
+
+
+def _fields(headers: Headers) -> bytes:
+    parts = []
+    for name, value in headers:
+        raw = name.encode("latin-1", "replace")
+        if not _NAME.fullmatch(raw):
+            raise LocalProtocolError(f"bad field name {name!r}")
+        parts.append(b"\x00" + _string(raw) + _string(_value(value)))
+    return b"".join(parts)
+
+
+def _value(text: str) -> bytes:
+    raw = text.encode("latin-1", "replace")
+    if _BAD_VALUE.search(raw):
+        raise LocalProtocolError(f"value cannot be sent: {text!r}")
+    return raw
+
+
+def _string(raw: bytes) -> bytes:
+    """A string literal without Huffman coding: RFC 7541 5.2, its length with a 7-bit prefix (5.1)."""
+    size = len(raw)
+    if size < 127:
+        return bytes((size,)) + raw
+    head = bytearray((127,))
+    size -= 127
+    while size > 127:
+        head.append(size & 127 | 128)
+        size >>= 7
+    head.append(size)
+    return bytes(head) + raw
+
+
+def _bounded(block: bytes) -> bytes:
+    if len(block) > MAX_SENT_BLOCK_BYTES:
+        raise LocalProtocolError(f"header block of {len(block)} bytes, limit {MAX_SENT_BLOCK_BYTES}")
+    return block
