@@ -26,6 +26,7 @@ from ambient.wire.netlink import (
     attribute,
     attributes,
     nested,
+    number,
     string,
     text,
     u8,
@@ -254,10 +255,10 @@ def decode_link(message: Message) -> Link:
     return Link(
         index=index,
         name=text(found.get(IFLA_IFNAME, b"")),
-        mtu=_number(found.get(IFLA_MTU)),
+        mtu=number(found.get(IFLA_MTU)),
         up=bool(flags & IFF_UP),
         kind=text(attributes(found.get(IFLA_LINKINFO, b"")).get(IFLA_INFO_KIND, b"")),
-        peer_index=_number(found.get(IFLA_LINK)),
+        peer_index=number(found.get(IFLA_LINK)),
         received_packets=counts[0],
         sent_packets=counts[1],
         received_bytes=counts[2],
@@ -282,7 +283,7 @@ def decode_route(message: Message) -> Route:
     destination = f"{_text_address(found[RTA_DST])}/{prefix}" if RTA_DST in found else "default"
     gateway = _text_address(found[RTA_GATEWAY]) if RTA_GATEWAY in found else ""
     return Route(
-        destination, gateway, _number(found.get(RTA_OIF)), _number(found.get(RTA_TABLE)) or table, kind
+        destination, gateway, number(found.get(RTA_OIF)), number(found.get(RTA_TABLE)) or table, kind
     )
 
 
@@ -292,10 +293,10 @@ def decode_rule(message: Message) -> Rule:
     found = attributes(message.body[_ROUTE.size :])
     return Rule(
         family,
-        _number(found.get(FRA_PRIORITY)),
-        _number(found.get(FRA_FWMARK)),
-        _number(found.get(FRA_FWMASK)),
-        _number(found.get(FRA_TABLE)) or table,
+        number(found.get(FRA_PRIORITY)),
+        number(found.get(FRA_FWMARK)),
+        number(found.get(FRA_FWMASK)),
+        number(found.get(FRA_TABLE)) or table,
     )
 
 
@@ -361,13 +362,6 @@ def _unpack(shape: struct.Struct, message: Message) -> tuple[int, ...]:
     if len(message.body) < shape.size:
         raise RemoteProtocolError(f"rtnetlink message {message.kind} of {len(message.body)} bytes")
     return shape.unpack_from(message.body)
-
-
-def _number(value: bytes | None) -> int:
-    return int.from_bytes(value, "little" if _LITTLE else "big") if value else 0
-
-
-_LITTLE = struct.pack("=H", 1) == b"\1\0"
 
 
 def _packed(ip: str) -> bytes:
