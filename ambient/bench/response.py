@@ -13,6 +13,7 @@ from ambient.errors import RemoteProtocolError
 # Heads of real servers stay below 2 KiB; picked, not measured.
 MAX_HEAD_BYTES = 16 * 1024
 
+_START = b"HTTP/1."
 _END_OF_HEAD = b"\r\n\r\n"
 
 
@@ -56,8 +57,7 @@ class ResponseReader:
     def _read_head(self) -> bool:
         end = self._buffer.find(_END_OF_HEAD)
         if end < 0:
-            if len(self._buffer) > MAX_HEAD_BYTES:
-                raise RemoteProtocolError(f"response head over {MAX_HEAD_BYTES} bytes")
+            self._refuse_early()
             return False
         head = self._buffer[:end]
         self._buffer = self._buffer[end + len(_END_OF_HEAD) :]
@@ -65,8 +65,15 @@ class ResponseReader:
         self._read_framing(head.lower())
         return True
 
+    def _refuse_early(self) -> None:
+        """What cannot become a response is not waited for."""
+        if len(self._buffer) > MAX_HEAD_BYTES:
+            raise RemoteProtocolError(f"response head over {MAX_HEAD_BYTES} bytes")
+        if self._buffer[: len(_START)] != _START[: len(self._buffer)]:
+            raise RemoteProtocolError(f"not an HTTP/1.1 response: {self._buffer[:40]!r}")
+
     def _read_status(self, head: bytes) -> None:
-        if head[:7] != b"HTTP/1." or not head[9:12].isdigit():
+        if head[: len(_START)] != _START or not head[9:12].isdigit():
             raise RemoteProtocolError(f"not an HTTP/1.1 response: {head[:40]!r}")
         self.status = int(head[9:12])
 

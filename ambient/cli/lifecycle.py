@@ -65,9 +65,10 @@ def bring_up(
 def _fill(session: Session, parsed: Parsed) -> None:
     with session.control() as control:
         control.call("apply", objects=as_wire(parsed))
-    session.say(f"Applied {len(parsed.objects)} objects, waiting for the pods ...")
+        pods = len(control.call("get", kind="Pod", namespace=None, name=None))
+    session.say(f"Applied {len(parsed.objects)} objects, waiting for {pods} pods ...")
     with session.fabric() as fabric:
-        fabric.call("wait_ready")
+        fabric.call("wait_ready", pods=pods, timeout=session.timeout)
 
 
 def _stay(session: Session) -> None:

@@ -84,7 +84,7 @@ def run(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return complain("interrupted", INTERRUPTED)
     except click.exceptions.NoArgsIsHelpError as exc:
-        click.echo(exc.ctx.get_help() if exc.ctx else exc.message)
+        click.echo(exc.ctx.get_help())
         return OK
     except click.UsageError as exc:
         return complain(f"{exc.format_message()}; see: {usage_of(exc.ctx)} --help", USAGE)

@@ -15,6 +15,7 @@ from ambient.errors import ConfigError
 
 if TYPE_CHECKING:
     from ambient.model.manifest import Parsed
+    from ambient.model.objects import Object
 
 SUFFIXES = (".yaml", ".yml", ".json")
 FILE_OPTION = click.option(
@@ -75,7 +76,8 @@ def read_manifests(session: Session, files: Iterable[str]) -> Parsed:
     """
     from ambient.model.manifest import parse_manifests
 
-    parsed = parse_manifests([pair for name in files for pair in _read(name)])
+    texts = [pair for name in files for pair in _read(name)]
+    parsed = parse_manifests(texts, namespace=session.ns)
     for warning in parsed.warnings:
         session.say(f"Warning: {warning}")
     return parsed
@@ -102,7 +104,13 @@ def _text(path: Path) -> str:
 
 def as_wire(parsed: Parsed) -> list[dict[str, Any]]:
     """The objects as the admin wire carries them."""
-    return [{**one.body, "origin": one.origin} for one in parsed.objects]
+    return [{**one.body, "metadata": _metadata(one), "origin": one.origin} for one in parsed.objects]
+
+
+def _metadata(one: Object) -> dict[str, Any]:
+    """The namespace is written out: control must not guess which -n was meant."""
+    found = dict(one.body.get("metadata") or {})
+    return {**found, "namespace": one.namespace} if one.namespace else found
 
 
 def _report(

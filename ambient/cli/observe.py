@@ -104,7 +104,7 @@ def log_files(session: Session, what: str, container: str | None) -> list[Path]:
     found = [
         path
         for one in processes
-        if _is_meant(one, name, container) and (path := _path(folder, one)) is not None
+        if _is_meant(one, name, session.namespace, container) and (path := _path(folder, one)) is not None
     ]
     if not found:
         raise CallFailed(
@@ -113,11 +113,14 @@ def log_files(session: Session, what: str, container: str | None) -> list[Path]:
     return sorted(set(found))
 
 
-def _is_meant(one: Mapping[str, Any], name: str, container: str | None) -> bool:
+def _is_meant(one: Mapping[str, Any], name: str, namespace: str | None, container: str | None) -> bool:
+    role, node, pod = str(one.get("role", "")), str(one.get("node", "")), str(one.get("pod") or "")
+    space, _, short = pod.rpartition("/")
     if container is not None and one.get("container") != container:
         return False
-    role, node, pod = str(one.get("role", "")), str(one.get("node", "")), str(one.get("pod") or "")
-    return name in (str(one.get("name", "")), role, f"{role}/{node}", pod, pod.rpartition("/")[2])
+    if namespace is not None and space and space != namespace:
+        return False
+    return name in (str(one.get("name", "")), role, f"{role}/{node}", pod, short)
 
 
 def _path(folder: Path, one: Mapping[str, Any]) -> Path | None:
