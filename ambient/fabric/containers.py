@@ -110,7 +110,7 @@ class ContainerRunner:
 
     def _builtin(self, values: dict[str, str]) -> tuple[str, ...]:
         """The built-in workload, told by its environment what its annotations say."""
-        values.update(env_plan.builtin_environment(self._facts, os.environ))
+        values.update(env_plan.builtin_environment(self.container, self._facts, os.environ))
         return (sys.executable, "-P", "-m", "ambient.fabric.app", *self.container.args)
 
     # Probes ----------------------------------------------------------------------------------

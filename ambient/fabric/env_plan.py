@@ -61,20 +61,29 @@ def environment(container: Container, facts: PodFacts, home: str) -> dict[str, s
     return values
 
 
-def builtin_environment(facts: PodFacts, inherited: Mapping[str, str]) -> dict[str, str]:
-    """What the built-in workload finds besides: its annotations, and where Python's modules are."""
+def builtin_environment(
+    container: Container, facts: PodFacts, inherited: Mapping[str, str]
+) -> dict[str, str]:
+    """What the built-in workload finds besides: its ports and annotations, and where Python's modules are."""
     told = {
         annotation_variable(name): value
         for name, value in facts.spec.annotations.items()
         if name.startswith(ANNOTATION_PREFIX)
     }
-    pod = {"POD_NAME": facts.name, "POD_NAMESPACE": facts.namespace, "NODE_NAME": facts.node}
-    return {**told, **pod, "PYTHONPATH": inherited.get("PYTHONPATH", "")}
+    return {
+        **told,
+        "AMBIENT_APP_PORTS": ",".join(str(port.number) for port in container.ports),
+        "AMBIENT_APP_VERSION": facts.spec.labels.get("version", ""),
+        "POD_NAME": facts.name,
+        "POD_NAMESPACE": facts.namespace,
+        "NODE_NAME": facts.node,
+        "PYTHONPATH": inherited.get("PYTHONPATH", ""),
+    }
 
 
 def annotation_variable(name: str) -> str:
-    """``ambient.dev/response-bytes`` -> ``AMBIENT_RESPONSE_BYTES``."""
-    return "AMBIENT_" + name.removeprefix(ANNOTATION_PREFIX).replace("-", "_").upper()
+    """``ambient.dev/response-bytes`` -> ``AMBIENT_APP_RESPONSE_BYTES``."""
+    return "AMBIENT_APP_" + name.removeprefix(ANNOTATION_PREFIX).replace("-", "_").upper()
 
 
 def command_line(container: Container, values: Mapping[str, str]) -> tuple[str, ...]:
