@@ -14,16 +14,19 @@ from ambient.errors import ConfigError
 
 DEFAULT_NAMESPACE = "default"
 
+# From the body of an object down to a field: ("spec", "ports", 0, "port").
+Path = tuple[str | int, ...]
+
 
 class FieldError(ConfigError):
     """A field of an object is not acceptable.
 
     Attributes:
-        path: From the body down to the field, for example ``("spec", "ports", 0, "port")``.
+        path: Where it is.
         reason: What is wrong, without the place.
     """
 
-    def __init__(self, path: tuple[str | int, ...], reason: str) -> None:
+    def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path_text(path)}: {reason}" if path else reason)
         self.path = path
         self.reason = reason
@@ -73,7 +76,7 @@ class Object:
         return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else f"{self.kind} {self.name}"
 
 
-def path_text(path: tuple[str | int, ...]) -> str:
+def path_text(path: Path) -> str:
     """Write a path as people do: ``spec.ports[0].port``."""
     text = ""
     for part in path:
