@@ -1,20 +1,37 @@
 """Following the control plane: the distribution wire's daemon end, under trio.
 
-Floor 2.
+Floor 2: carries ``ambient.wire.xds`` over the socket that the daemon inherited. Control and its daemons
+live and end together (the supervisor makes both), so a closed connection is the end, not a reason to
+dial again.
 """
 
 from __future__ import annotations
 
+import os
 import socket
-from collections.abc import Callable
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Mapping
+from itertools import count
+from types import TracebackType
 
 import trio
 
-from ambient.model.mesh import Mesh  # type: ignore[import-not-found]
+from ambient.errors import AmbientError, ConfigError, Unavailable
+from ambient.model.identity import SpiffeId
+from ambient.model.mesh import Mesh
+from ambient.wire import xds
 from ambient.wire.frames import Frame
 
 CONTROL_FD_VARIABLE = "AMBIENT_CONTROL_FD"
+READ_BYTES = 256 * 1024
+# A certificate that has not come by then is asked for again later; picked, not measured.
+CERTIFICATE_DEADLINE = 10.0
+# What control has not read yet; beyond it control hangs, and the daemon says so. Picked, not measured.
+MAX_BACKLOG_BYTES = 16 * 1024 * 1024
+
+OnUpdate = Callable[[], None]
+OnPods = Callable[[tuple[xds.NodePod, ...]], None]
+OnFrame = Callable[[Frame], None]
 
 
 class Follow:
@@ -26,44 +43,176 @@ class Follow:
             await follow.synchronised()
 
     Attributes:
-        mesh: Updated in place, between two callbacks of the reactor.
-        on_update: Called after each applied update (and after the snapshot as a whole).
-        on_frame: kind -> callback for frames of the daemon's own, such as the agent's ``pods``. An exception
-            becomes the ``error`` of the ack.
+        mesh: Changed in place, between two callbacks of the reactor.
+        on_update: Called after each applied update; an ``AmbientError`` becomes the ack's error.
+        on_pods: The agent's: called with the full list of its node's pods, then acked likewise.
+        on_frame: kind -> callback for frames of the daemons' own.
     """
 
-    mesh: Mesh
-    on_update: Callable[[], None] | None
-    on_frame: dict[str, Callable[[Frame], None]]
-
     def __init__(self, sock: socket.socket, mesh: Mesh | None = None) -> None:
-        raise NotImplementedError
+        self.mesh = mesh if mesh is not None else Mesh()
+        self.on_update: OnUpdate | None = None
+        self.on_pods: OnPods | None = None
+        self.on_frame: dict[str, OnFrame] = {}
+        self._end = xds.DaemonEnd()
+        sock.setblocking(False)
+        self._sock = trio.socket.from_stdlib_socket(sock)
+        self._synchronised = trio.Event()
+        self._numbers = count(1)
+        self._asked: dict[int, _Asked] = {}
+        self._out: deque[bytes] = deque([self._end.hello()])
+        self._out_bytes = 0
+        self._wake = trio.Event()
 
     async def run(self) -> None:
         """Follow until cancelled.
 
         Raises:
-            Unavailable: control closed the connection (control and its daemons end together).
+            Unavailable: control closed the connection, or does not read.
+            RemoteProtocolError: control broke the protocol.
         """
-        raise NotImplementedError
+        try:
+            async with trio.open_nursery(strict_exception_groups=False) as nursery:
+                nursery.start_soon(self._write)
+                await self._read()
+        finally:
+            self._sock.close()
+            for asked in self._asked.values():
+                asked.answered.set()
 
     async def synchronised(self) -> None:
-        """Return when the first snapshot is complete."""
-        raise NotImplementedError
+        """Return when the first snapshot is applied."""
+        await self._synchronised.wait()
 
-    def send(self, frame: Frame) -> None:
-        """Queue a frame for control, for example ``{"kind": "report", ...}``; order is kept."""
-        raise NotImplementedError
+    def report(self, report: xds.PodReport) -> None:
+        """The agent's word on one pod."""
+        self._queue(self._end.report(report))
 
-    async def certificate(self, identity: str, csr: bytes) -> dict[str, Any]:
-        """Have *csr* (DER) signed; returns the ``certificate`` frame, error or not."""
-        raise NotImplementedError
+    def send(self, frame: Mapping[str, object]) -> None:
+        """Queue a frame of the daemons' own, for example ``{"kind": "report", ...}``; order is kept."""
+        values = dict(frame)
+        self._queue(self._end.extra(str(values.pop("kind")), **values))
+
+    async def certificate(self, identity: SpiffeId, csr: bytes) -> xds.Certified:
+        """Have *csr* (DER) signed.
+
+        Raises:
+            Unavailable: control refused it, went away, or did not answer in time.
+        """
+        number = next(self._numbers)
+        asked = self._asked[number] = _Asked()
+        self._queue(self._end.csr(number, identity, csr))
+        try:
+            with trio.move_on_after(CERTIFICATE_DEADLINE):
+                await asked.answered.wait()
+        finally:
+            del self._asked[number]
+        match asked.answer:
+            case xds.Certified() as certified:
+                return certified
+            case xds.CertificateRefused(_, error):
+                raise Unavailable(f"no certificate for {identity}: {error}")
+            case _:
+                raise Unavailable(f"no certificate for {identity}: control does not answer")
+
+    async def _read(self) -> None:
+        while True:
+            try:
+                data = await self._sock.recv(READ_BYTES)
+            except OSError as exc:
+                raise Unavailable(f"control is gone: {exc.strerror or exc}") from exc
+            for event in self._end.receive_data(data):
+                self._obey(event)
+            if not data:
+                raise Unavailable("control closed the connection")
+            # A large snapshot comes in many reads: let the daemon's other tasks run between them.
+            await trio.lowlevel.checkpoint()
+
+    async def _write(self) -> None:
+        while True:
+            while self._out:
+                data = memoryview(self._out[0])
+                while data:
+                    try:
+                        data = data[await self._sock.send(data) :]
+                    except OSError as exc:
+                        raise Unavailable(f"control is gone: {exc.strerror or exc}") from exc
+                self._out_bytes -= len(self._out.popleft())
+            self._wake = trio.Event()
+            await self._wake.wait()
+
+    def _queue(self, data: bytes) -> None:
+        self._out.append(data)
+        self._out_bytes += len(data)
+        if self._out_bytes > MAX_BACKLOG_BYTES:
+            raise Unavailable("control does not read")
+        self._wake.set()
+
+    def _obey(self, event: xds.DaemonEvent) -> None:
+        match event:
+            case xds.Updated(nonce, change):
+                with _Acknowledged(self, nonce):
+                    self.mesh.apply(change)
+                    if self.on_update is not None:
+                        self.on_update()
+                if change.snapshot:
+                    self._synchronised.set()
+            case xds.PodsNamed(nonce, pods):
+                with _Acknowledged(self, nonce):
+                    if self.on_pods is not None:
+                        self.on_pods(pods)
+            case xds.Certified(number) | xds.CertificateRefused(number):
+                asked = self._asked.get(number)
+                if asked is not None:
+                    asked.answer = event
+                    asked.answered.set()
+            case xds.Extra(frame):
+                handler = self.on_frame.get(str(frame.get("kind")))
+                if handler is not None:
+                    handler(frame)
 
 
-def control_socket() -> socket.socket:
-    """The socket inherited as ``AMBIENT_CONTROL_FD``.
+class _Asked:
+    """A CSR under way."""
+
+    __slots__ = ("answer", "answered")
+
+    def __init__(self) -> None:
+        self.answer: xds.Certified | xds.CertificateRefused | None = None
+        self.answered = trio.Event()
+
+
+class _Acknowledged:
+    """Acks at the end of the block; an ``AmbientError`` inside becomes the ack's text."""
+
+    def __init__(self, follow: Follow, nonce: int) -> None:
+        self._follow = follow
+        self._nonce = nonce
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if exc is not None and not isinstance(exc, AmbientError):
+            return False
+        self._follow._queue(self._follow._end.ack(self._nonce, str(exc) if exc else ""))
+        return True
+
+
+def control_socket(environment: Mapping[str, str] = os.environ) -> socket.socket:
+    """The socket inherited as ``AMBIENT_CONTROL_FD``; children of ours do not inherit it again.
 
     Raises:
-        ConfigError: the variable is missing or is no descriptor.
+        ConfigError: the variable is missing or is no socket.
     """
-    raise NotImplementedError
+    text = environment.get(CONTROL_FD_VARIABLE, "")
+    if not text.isascii() or not text.isdigit():
+        raise ConfigError(f"{CONTROL_FD_VARIABLE} is {text!r}, must be the number of a socket")
+    try:
+        sock = socket.socket(fileno=int(text))
+    except OSError as exc:
+        raise ConfigError(f"{CONTROL_FD_VARIABLE} names no socket: {exc.strerror}") from exc
+    sock.set_inheritable(False)
+    return sock

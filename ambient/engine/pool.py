@@ -1,18 +1,35 @@
 """Pooled HBONE connections: one handshake for many streams.
 
 Floor 2: obeys ``ambient.model.pool_plan``, which decides; here are the descriptors.
+
+Trying again is harmless as long as nothing was answered: the application's bytes are sent only after the
+200. So a request that lost a *reused* connection before its answer gets one more, on another.
 """
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
-from ambient.engine.reactor import Reactor
-from ambient.engine.tls import TlsChannel
-from ambient.engine.tunnel import Headers, OnOpened
-from ambient.model.pool_plan import PoolKey
+from ambient.engine.dial import dial_socket
+from ambient.engine.reactor import Reactor, Timer
+from ambient.engine.tls import TlsChannel, TlsContext, connect_tls, prepare_hbone
+from ambient.engine.tunnel import (
+    CONNECT_DEADLINE,
+    Headers,
+    OnOpened,
+    TunnelConnection,
+    TunnelLost,
+    TunnelStream,
+)
+from ambient.model.pool_plan import Assign, Close, Fail, Instruction, Open, PoolKey, PoolPlan
+from ambient.wire.hbone_budget import WindowBudget
+
+# How exactly idle connections are noticed; picked, not measured.
+TICK_SECONDS = 10.0
 
 # dialler(key, on_connected(TlsChannel | Exception)): dial, shake hands, verify.
 OnConnected: TypeAlias = Callable[[TlsChannel | Exception], None]
@@ -34,27 +51,212 @@ class TunnelPool:
 
     Args:
         dialler: Makes the mutual-TLS channel for a key; ``hbone_dialler`` makes one.
+        windows: Shared by the process's connections.
     """
 
-    def __init__(self, reactor: Reactor, dialler: Dialler) -> None:
-        raise NotImplementedError
+    def __init__(
+        self,
+        reactor: Reactor,
+        dialler: Dialler,
+        *,
+        plan: PoolPlan | None = None,
+        windows: WindowBudget | None = None,
+    ) -> None:
+        self._reactor = reactor
+        self._dialler = dialler
+        self._plan = plan or PoolPlan()
+        self._windows = windows
+        self._tunnels: dict[int, TunnelConnection] = {}
+        self._errors: dict[int, Exception] = {}
+        self._handshakes = 0
+        self._timer: Timer | None = None
+        self._closed = False
 
-    def open(self, key: PoolKey, authority: str, headers: Headers, on_opened: OnOpened) -> None:
+    def open(
+        self,
+        key: PoolKey,
+        authority: str,
+        headers: Headers,
+        on_opened: OnOpened,
+        *,
+        deadline: float = CONNECT_DEADLINE,
+    ) -> None:
         """Open a stream on a pooled connection, or on a new one; *on_opened* as in ``open_stream``.
 
         Concurrent first users share one handshake and all learn of its failure. A pooled connection
         that turns out dead before it answered is replaced once.
         """
-        raise NotImplementedError
+        request = _Request(key, authority, headers, on_opened, deadline)
+        if self._closed:
+            lost = TunnelLost("the pool is closed")
+            self._reactor.call_soon(partial(on_opened, lost), _recorded)
+            return
+        self._obey(self._plan.request(key, request, self._reactor.now()))
 
     def close_where(self, matches: Callable[[PoolKey], bool]) -> None:
         """Let connections whose key *matches* end with their last stream, and use them no more."""
-        raise NotImplementedError
+        self._obey(self._plan.retire_where(matches))
 
     def close(self) -> None:
         """End every connection and stream now."""
-        raise NotImplementedError
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for tunnel in list(self._tunnels.values()):
+            tunnel.close()
 
     def statistics(self) -> PoolStatistics:
         """What it holds."""
-        raise NotImplementedError
+        tunnels = self._tunnels.values()
+        streams = sum(tunnel.streams for tunnel in tunnels)
+        return PoolStatistics(len(tunnels), streams, self._handshakes, self._plan.waiting())
+
+    def connections(self) -> list[TunnelConnection]:
+        """The live tunnels, for whoever looks into the process."""
+        return list(self._tunnels.values())
+
+    # Obeying the plan ------------------------------------------------------------------------------
+
+    def _obey(self, instructions: list[Instruction]) -> None:
+        for instruction in instructions:
+            match instruction:
+                case Open(key, connection):
+                    self._dial(key, connection)
+                case Assign(request, connection, reused):
+                    assert isinstance(request, _Request)
+                    self._assign(request, connection, reused)
+                case Fail(request, connection):
+                    assert isinstance(request, _Request)
+                    self._later(request, self._errors.get(connection, TunnelLost("no connection")))
+                case Close(connection):
+                    tunnel = self._tunnels.pop(connection, None)
+                    if tunnel is not None:
+                        tunnel.goaway()
+        self._arm()
+
+    def _dial(self, key: PoolKey, connection: int) -> None:
+        try:
+            self._dialler(key, partial(self._connected, connection))
+        except Exception as exc:
+            # Such as no certificate yet; an answer now would come before ``open`` has returned.
+            self._reactor.call_soon(partial(self._connected, connection, exc), _recorded)
+
+    def _connected(self, connection: int, result: TlsChannel | Exception) -> None:
+        if isinstance(result, Exception):
+            self._errors[connection] = result
+            self._obey(self._plan.failed(connection))
+            del self._errors[connection]
+            return
+        self._handshakes += 1
+        if self._closed:
+            result.abort()
+            return
+        self._tunnels[connection] = TunnelConnection(
+            self._reactor,
+            result,
+            on_closed=partial(self._gone, connection),
+            on_available=partial(self._available, connection),
+            windows=self._windows,
+        )
+        self._obey(self._plan.opened(connection, self._reactor.now()))
+
+    def _assign(self, request: _Request, connection: int, reused: bool) -> None:
+        tunnel = self._tunnels.get(connection)
+        if tunnel is None:
+            self._answered(request, connection, reused, TunnelLost("the connection is gone", retryable=True))
+            return
+        answered = partial(self._answered, request, connection, reused)
+        tunnel.open_stream(request.authority, request.headers, answered, deadline=request.deadline)
+
+    def _answered(
+        self, request: _Request, connection: int, reused: bool, answer: TunnelStream | Exception
+    ) -> None:
+        if isinstance(answer, TunnelStream):
+            answer.on_finished = partial(self._released, connection)
+            request.on_opened(answer)
+            return
+        retry = reused and not request.retried and isinstance(answer, TunnelLost) and answer.retryable
+        if retry and not self._closed:
+            request.retried = True
+            self._obey(self._plan.retire(connection))
+            self._released(connection)
+            self._obey(self._plan.request(request.key, request, self._reactor.now()))
+            return
+        self._released(connection)
+        request.on_opened(answer)
+
+    def _released(self, connection: int) -> None:
+        self._obey(self._plan.released(connection, self._reactor.now()))
+
+    def _available(self, connection: int) -> None:
+        tunnel = self._tunnels.get(connection)
+        if tunnel is None:
+            return
+        if tunnel.wire.closing:
+            self._obey(self._plan.retire(connection))
+        else:
+            self._obey(self._plan.limited(connection, tunnel.wire.peer_max_streams))
+
+    def _gone(self, connection: int, exc: Exception | None) -> None:
+        self._tunnels.pop(connection, None)
+        self._obey(self._plan.gone(connection))
+
+    def _later(self, request: _Request, exc: Exception) -> None:
+        self._reactor.call_soon(partial(request.on_opened, exc), _recorded)
+
+    def _arm(self) -> None:
+        if self._timer is None and self._tunnels and not self._closed:
+            self._timer = self._reactor.call_later(TICK_SECONDS, self._tick, _recorded)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._obey(self._plan.tick(self._reactor.now()))
+
+
+class _Request:
+    """Somebody who wants a stream."""
+
+    __slots__ = ("authority", "deadline", "headers", "key", "on_opened", "retried")
+
+    def __init__(
+        self, key: PoolKey, authority: str, headers: Headers, on_opened: OnOpened, deadline: float
+    ) -> None:
+        self.key = key
+        self.authority = authority
+        self.headers = headers
+        self.on_opened = on_opened
+        self.deadline = deadline
+        self.retried = False
+
+
+def hbone_dialler(
+    reactor: Reactor,
+    context: Callable[[PoolKey], TlsContext],
+    *,
+    netns_fd: Callable[[PoolKey], int | None] = lambda key: None,
+    mark: int | None = None,
+) -> Dialler:
+    """The ordinary dialler: TCP from the source's namespace, then mutual TLS.
+
+    Args:
+        context: The client context for a key; may raise ``Unavailable``.
+        netns_fd: Where to dial from; None: here.
+    """
+
+    def dialler(key: PoolKey, on_connected: OnConnected) -> None:
+        tls = context(key)
+
+        def connected(result: socket.socket | OSError) -> None:
+            if isinstance(result, OSError):
+                on_connected(result)
+                return
+            prepare_hbone(result)
+            connect_tls(reactor, result, tls, key.identities, on_connected)
+
+        dial_socket(reactor, (key.ip, key.port), connected, netns_fd=netns_fd(key), mark=mark)
+
+    return dialler
+
+
+def _recorded(exc: Exception) -> None:
+    """The reactor has recorded *exc*; the pool itself goes on."""

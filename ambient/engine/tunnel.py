@@ -361,6 +361,8 @@ class TunnelConnection:
         opening.answer(self, stream)
 
     def _on_goaway(self, event: events.GoawayReceived) -> None:
+        if self._on_available is not None:
+            self._reactor.call_soon(self._on_available, self.crashed)
         self._close_if_drained()
 
     def _on_pong(self, event: events.PingAcknowledged) -> None:

@@ -57,12 +57,14 @@ class TunnelStream:
         authority: Its ``:authority``.
         headers: What the peer sent with the answer (client) or the request (server), pseudo-headers
             left out.
+        on_finished: The pool's: called once, when the stream has ended.
     """
 
     __slots__ = (
         "_bulk", "_closing", "_eof_delivered", "_eof_held", "_eof_wanted", "_finished", "_held", "_out",
         "_out_bytes", "_owed", "_paused", "_reactor", "_reason", "_receiver", "_sink", "_stream",
-        "_wants_room", "authority", "bytes_in", "bytes_out", "connection", "headers", "request",
+        "_wants_room", "authority", "bytes_in", "bytes_out", "connection", "headers", "on_finished",
+        "request",
     )  # fmt: skip
 
     def __init__(
@@ -80,6 +82,7 @@ class TunnelStream:
         self.authority = authority
         self.headers = headers
         self.request: TunnelRequest | None = None
+        self.on_finished: Callable[[], None] | None = None
         self._receiver: Receiver | None = None
         self._sink: SocketChannel | None = None
         self._held: list[bytes] = []  # What came while paused, at most the stream's window.
@@ -380,6 +383,8 @@ class TunnelStream:
         if self.request is not None:
             self.request.cancelled()
         self.connection.stream_gone(self)
+        if self.on_finished is not None:
+            self._reactor.call_soon(self.on_finished, _recorded)
         if self._receiver is not None:
             self._reactor.call_soon(partial(self._receiver.channel_closed, exc), _recorded)
 
