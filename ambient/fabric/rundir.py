@@ -17,8 +17,8 @@ from ambient.fabric import procfs
 
 RECORD_NAME = "mesh.json"
 # sockaddr_un holds 108 bytes; the longest name of ours below the run directory is
-# "nodes/node-NN/zds.sock", and pods' files are not sockets.
-MAX_PATH_BYTES = 108 - 32
+# "nodes/node-NNN/zds.sock", and a byte goes to the end mark.
+MAX_PATH_BYTES = 107 - 25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
