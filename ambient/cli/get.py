@@ -10,6 +10,7 @@ import click
 
 from ambient.cli import kinds, output
 from ambient.cli.session import DeskCommand, Session, pass_session
+from ambient.errors import ConfigError
 from ambient.wire.admin import CallFailed, ExitCode
 
 
@@ -21,12 +22,24 @@ def get(session: Session, kind: str, name: str | None) -> None:
     """List objects of KIND, or one of them: `get pods -n bookinfo`, `get svc/reviews`."""
     if name is None and "/" in kind:
         kind, name = kind.split("/", 1)
-    known = kinds.kind_of(kind)
+    known = asked_kind(kind)
     items = fetch(session, known, name)
     if name is not None:
         _show_one(session, known, items)
     else:
         _show_list(session, known, items)
+
+
+def asked_kind(text: str) -> str:
+    """The kind that was typed.
+
+    Raises:
+        UsageError: there is no such kind.
+    """
+    try:
+        return kinds.kind_of(text)
+    except ConfigError as exc:
+        raise click.UsageError(str(exc)) from exc
 
 
 def fetch(session: Session, kind: str, name: str | None = None) -> list[Mapping[str, Any]]:

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from ambient.cli.output import one_line
-from ambient.cli.session import DeskGroup, Session, global_options
+from ambient.cli.session import DeskGroup, Session
 
 OK, FAILED, USAGE, BAD_INPUT, UNREACHABLE, INTERRUPTED = 0, 1, 2, 65, 69, 130
 
@@ -71,9 +71,6 @@ def root(ctx: click.Context) -> None:
     ctx.ensure_object(Session)
 
 
-root.params.extend(global_options())
-
-
 def run(argv: Sequence[str]) -> int:
     """Run one command line and return its exit code; errors are one line on stderr."""
     try:
@@ -90,8 +87,6 @@ def run(argv: Sequence[str]) -> int:
         return complain(f"{exc.format_message()}; see: {usage_of(exc.ctx)} --help", USAGE)
     except click.ClickException as exc:
         return complain(exc.format_message(), exc.exit_code)
-    except BrokenPipeError:
-        return _quiet_pipe()
     except Exception as exc:
         return complain(*explain(exc))
 
@@ -117,12 +112,6 @@ def complain(message: str, code: int) -> int:
     """Say *message* on stderr and return *code*."""
     click.echo(f"Error: {one_line(message)}", err=True)
     return code
-
-
-def _quiet_pipe() -> int:
-    # The reader (head, less) has gone: not an error, and no second one at interpreter exit.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return OK
 
 
 def main() -> None:

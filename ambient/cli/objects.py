@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ambient.cli import kinds
+from ambient.cli.get import asked_kind
 from ambient.cli.session import DeskCommand, Session, pass_session
 from ambient.errors import ConfigError
 
@@ -63,7 +64,7 @@ def named(session: Session, kind: str, names: Sequence[str]) -> list[dict[str, A
         names = (name, *names)
     if not names:
         raise click.UsageError("delete KIND needs a NAME")
-    known = kinds.kind_of(kind)
+    known = asked_kind(kind)
     place = {} if known in kinds.CLUSTER_SCOPED else {"namespace": session.ns}
     return [{"kind": known, "metadata": {"name": name, **place}} for name in names]
 

@@ -167,9 +167,13 @@ class DeskCommand(click.Command):
 
 
 class DeskGroup(click.Group):
-    """A group of such commands."""
+    """A group of such commands; it takes the options, too."""
 
     command_class = DeskCommand
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.extend(global_options())
 
 
 pass_session = click.make_pass_decorator(Session, ensure=True)

@@ -48,7 +48,12 @@ def test_the_marker_travels_in_every_request() -> None:
     """It is what the capture looks for."""
     with serving() as served:
         wanted = load.Load(
-            url=f"http://127.0.0.1:{served.port}/a?b=c", rate=100, duration=0.1, connections=1, seed=1, marker="m4rk"
+            url=f"http://127.0.0.1:{served.port}/a?b=c",
+            rate=100,
+            duration=0.1,
+            connections=1,
+            seed=1,
+            marker="m4rk",
         )
         load.drive(wanted, 0.1, lambda: None)
 
@@ -145,7 +150,9 @@ def test_a_url_that_cannot_be_driven_is_refused(url: str, message: str) -> None:
         load.request_bytes(url, "")
 
 
-@pytest.mark.parametrize("changed", [{"rate": 0}, {"duration": 0}, {"connections": 0}], ids=["rate", "span", "c"])
+@pytest.mark.parametrize(
+    "changed", [{"rate": 0}, {"duration": 0}, {"connections": 0}], ids=["rate", "span", "c"]
+)
 def test_a_load_of_nothing_is_refused(changed: dict[str, float]) -> None:
     """Zero requests would divide by zero later, and mean nothing now."""
     fields = {"url": "http://x/", "rate": 1.0, "duration": 1.0, "connections": 1, "seed": 1, **changed}
@@ -184,7 +191,9 @@ def test_the_command_ends_when_the_harness_does(
 def test_the_command_prints_a_summary_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     """It is useful by hand, too."""
     with serving() as served:
-        code = load.main(["--target", f"http://127.0.0.1:{served.port}/", "--rate", "100", "--duration", "0.1"])
+        code = load.main(
+            ["--target", f"http://127.0.0.1:{served.port}/", "--rate", "100", "--duration", "0.1"]
+        )
 
     out = capsys.readouterr().out
     assert code == 0
