@@ -8,7 +8,7 @@ import trio
 
 
 class Bell:
-    """Wakes everybody who waits; whoever is not waiting misses nothing, because conditions are re-read."""
+    """Wakes everybody who waits."""
 
     def __init__(self) -> None:
         self._event = trio.Event()
@@ -23,6 +23,6 @@ class Bell:
         while not condition():
             await self._event.wait()
 
-    async def next(self) -> None:
-        """Wait for the next ring."""
-        await self._event.wait()
+    def next(self) -> trio.Event:
+        """The next ring: take it *before* looking, then wait for it, and none is missed in between."""
+        return self._event

@@ -144,10 +144,11 @@ class Link:
 
     async def _send(self) -> None:
         while True:
+            ring = self._bell.next()
             if data := self._pending():
                 await self._stream.send_all(data)
             else:
-                await self._bell.next()
+                await ring.wait()
 
     def _pending(self) -> bytes:
         """Everything the daemon is to be told now; b"" if nothing."""

@@ -6,6 +6,7 @@ conversation about it, the restarts that sidecars need, and the way back when a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -92,11 +93,15 @@ class Enroller:
         async with trio.open_nursery() as nursery:
             for group in groups:
                 nursery.start_soon(self._restart_one_by_one, group)
-            while not self._look(progress):
+            while True:
+                ring = self._cluster.bell.next()
+                if self._look(progress):
+                    break
                 await self._tell(progress, emit)
-                await self._cluster.bell.next()
+                await ring.wait()
         await self._tell(progress, emit)
-        await self._cluster.distribution.settled(self._cluster.registry().version)
+        # Not done before every daemon has applied it; the caller's deadline is the only one.
+        await self._cluster.distribution.settled(self._cluster.registry().version, math.inf)
 
     async def _restart_one_by_one(self, group: list[Pod]) -> None:
         for pod in group:

@@ -202,7 +202,7 @@ class FakeMesh:
             for space, slash, pod in (name.partition("/") for name in names)
         ]
         return dict(
-            await self.desk.call("enroll", targets=targets, mode=mode, timeout=WAIT_SECONDS, **options)
+            await self.desk.call("enroll", targets=targets, mode=mode, **{"timeout": WAIT_SECONDS, **options})
         )
 
     async def until(self, condition: Any) -> None:
