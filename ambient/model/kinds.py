@@ -151,20 +151,11 @@ _GATEWAY = struct(
 )
 
 _TEXTS = list_of(text())
-_SOURCE = [
-    "principals",
-    "notPrincipals",
-    "namespaces",
-    "notNamespaces",
-    "serviceAccounts",
-    "notServiceAccounts",
-    "ipBlocks",
-    "notIpBlocks",
-    "remoteIpBlocks",
-    "notRemoteIpBlocks",
-    "requestPrincipals",
-    "notRequestPrincipals",
-]
+_SOURCE = (
+    *("principals", "notPrincipals", "namespaces", "notNamespaces", "serviceAccounts", "notServiceAccounts"),
+    *("ipBlocks", "notIpBlocks", "remoteIpBlocks", "notRemoteIpBlocks"),
+    *("requestPrincipals", "notRequestPrincipals"),
+)
 _HTTP_OPERATION = ["hosts", "notHosts", "methods", "notMethods", "paths", "notPaths"]
 _OPERATION = struct(
     dict.fromkeys(_HTTP_OPERATION, _TEXTS) | dict.fromkeys(("ports", "notPorts"), list_of(port_text))

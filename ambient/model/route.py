@@ -210,7 +210,7 @@ def _to_waypoint(mesh: Mesh, key: str, service: str, ip: str, port: int, chance:
         return Refuse(f"waypoint without a healthy endpoint: {key}")
     chosen = waypoints[int(chance * len(waypoints))]
     return Tunnel(
-        ip=_address_like(chosen, ip),
+        ip=address_like(chosen, ip),
         authority=format_hostport(ip, port),
         identities=frozenset({chosen.identity}),
         workload_uid=chosen.uid,
@@ -224,7 +224,7 @@ def _to_endpoint(mesh: Mesh, service: Service, ip: str, port: int, chance: float
     if not targets:
         return Refuse(f"no healthy upstream: {format_hostport(ip, port)}")
     workload, target_port = targets[int(chance * len(targets))]
-    return _direct(workload, _address_like(workload, ip), target_port, service.key)
+    return _direct(workload, address_like(workload, ip), target_port, service.key)
 
 
 def _direct(workload: Workload, ip: str, port: int, service: str) -> Route:
@@ -247,7 +247,7 @@ def _service_of_host(mesh: Mesh, me: Workload, host: str, port: int) -> Service 
     return service if me.waypoint_for in ("", service.waypoint) else None
 
 
-def _address_like(workload: Workload, ip: str) -> str:
+def address_like(workload: Workload, ip: str) -> str:
     """Its address of the family of *ip*, else its first."""
     wanted = is_ipv6(ip)
     return next((each for each in workload.addresses if is_ipv6(each) is wanted), workload.addresses[0])

@@ -113,7 +113,8 @@ def load_trees(path: str, text: str) -> Iterator[Tree]:
             if tree.value is not None:
                 yield tree
     except yaml.MarkedYAMLError as exc:
-        line = exc.problem_mark.line + 1 if exc.problem_mark else 1
+        assert exc.problem_mark is not None  # Scanner and parser always set it.
+        line = exc.problem_mark.line + 1
         raise ConfigError(f"{path}:{line}: not valid YAML: {exc.problem}") from exc
 
 
