@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import trio
 
 from ambient.engine.rpc import AdminClient
+from ambient.errors import Unavailable
 from ambient.fabric.initclient import InitClient, Process
 from ambient.fabric.launch import Launch
 from ambient.fabric.restart_plan import Backoff
@@ -98,11 +99,19 @@ class Keeper:
             stack.enter_context(ours)
             stack.enter_context(theirs)
             # Before its start, so that control knows whom it hears.
-            await self.control.call(
-                "attach", fds=[ours.fileno()], role=daemon.role, node=daemon.node, pod=daemon.pod
-            )
+            await self._attach(daemon, ours)
             fds = [theirs.fileno()] if daemon.netns is None else [daemon.netns, theirs.fileno()]
             return await self.init.start(daemon.launch("AMBIENT_CONTROL_FD"), fds)
+
+    async def _attach(self, daemon: Daemon, end: socket.socket) -> None:
+        try:
+            await self.control.call(
+                "attach", fds=[end.fileno()], role=daemon.role, node=daemon.node, pod=daemon.pod
+            )
+        except Unavailable:
+            # Without control it could do nothing; what runs already goes on with what it knows.
+            note(f"{daemon.name} cannot start: control is gone")
+            await trio.sleep_forever()
 
 
 def note(text: str) -> None:

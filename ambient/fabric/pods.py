@@ -51,13 +51,20 @@ class Pods:
 
     async def follow(self, control: AdminClient) -> None:
         """Do what control orders until cancelled; then stop every pod."""
-        async with trio.open_nursery() as nursery, control.stream("watch_pods") as events:
-            async for event in events:
-                if event["type"] == "add":
-                    self._add(nursery, read_order(event["pod"]))
-                else:
-                    self._remove(event["pod"]["uid"])
-        raise Unavailable("control has ended")
+        async with trio.open_nursery() as nursery:
+            with suppress(Unavailable):
+                async with control.stream("watch_pods") as events:
+                    async for event in events:
+                        self._obey(nursery, event)
+            # The pods go on, and so do the proxies with what they know.
+            note("control is gone: nothing can be changed until ambient down and up")
+            await trio.sleep_forever()
+
+    def _obey(self, nursery: trio.Nursery, event: Mapping[str, Any]) -> None:
+        if event["type"] == "add":
+            self._add(nursery, read_order(event["pod"]))
+        else:
+            self._remove(event["pod"]["uid"])
 
     def _add(self, nursery: trio.Nursery, order: PodOrder) -> None:
         if order.uid in self._running:

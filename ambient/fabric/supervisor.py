@@ -20,7 +20,7 @@ from pathlib import Path
 import trio
 
 from ambient.engine.rpc import AdminClient
-from ambient.errors import AmbientError, Unavailable
+from ambient.errors import AmbientError
 from ambient.fabric import desk, nodes, polling, wiring
 from ambient.fabric.daemons import Daemon, Keeper, note
 from ambient.fabric.initclient import InitClient
@@ -131,7 +131,7 @@ async def _run(settings: Settings, keeper: Keeper, stop: trio.Event) -> None:
         async with trio.open_nursery() as serving:
             answers = desk.Desk(settings.run_dir, made, keeper.table, pods, stop)
             await serving.start(answers.serve)
-            serving.start_soon(_follow, pods, keeper.control)
+            serving.start_soon(pods.follow, keeper.control)
             with trio.fail_after(CONTROL_SECONDS):
                 await _until_control_listens(settings.run_dir)
             say(settings.ready_fd, {"ready": True})
@@ -139,15 +139,6 @@ async def _run(settings: Settings, keeper: Keeper, stop: trio.Event) -> None:
             # Pods before daemons: a program that says goodbye still finds its network working.
             serving.cancel_scope.cancel()
         daemons.cancel_scope.cancel()
-
-
-async def _follow(pods: Pods, control: AdminClient) -> None:
-    try:
-        await pods.follow(control)
-    except* Unavailable:
-        # The data plane goes on with what it knows; nobody can change it any more.
-        note("control is gone: pods run on, ambient down and up to have it back")
-        await trio.sleep_forever()
 
 
 async def _until_control_listens(run_dir: str) -> None:
