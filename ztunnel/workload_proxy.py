@@ -140,8 +140,13 @@ class WorkloadProxy:
         if self._waiting >= MAX_HANDSHAKES:
             sock.close()
             return
+        try:
+            handshake = InboundHandshake(self.context, sock, self._shaken)
+        except OSError:
+            sock.close()  # Reset while it waited in the queue: nobody is there to be recorded.
+            return
         self._waiting += 1
-        InboundHandshake(self.context, sock, self._shaken).begin()
+        handshake.begin()
 
     def _shaken(self, handshake: InboundHandshake, channel: TlsChannel | None) -> None:
         self._waiting -= 1

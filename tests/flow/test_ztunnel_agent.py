@@ -1,0 +1,240 @@
+"""ZDS over a real socket: what the agent says is done, whatever becomes of the connection."""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+import trio
+
+from ambient.engine import host
+from ambient.engine.reactor import Reactor
+from ambient.model.workload import Workload
+from ambient.wire import zds
+from tests.flow.loopback import LoopbackMesh, LoopbackNetwork, info_of, until
+from ztunnel.inpod import MAX_BACKOFF, AgentFollower, backoff
+
+
+class Agent:
+    """The node agent's side, one request at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._path = path
+        self.drained: list[str] = []
+
+    async def listen(self) -> None:
+        await self._listener.bind(str(self._path))
+        self._listener.listen()
+
+    async def accept(self) -> None:
+        self.sock, _ = await self._listener.accept()
+        self.connection = zds.AgentConnection()
+        assert self.connection.receive_packet(await self.sock.recv(5000)) == zds.Greeted()
+
+    async def add(self, workload: Workload, fd: int) -> str:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+        await self.sock.sendmsg([self.connection.add(info_of(workload))], rights)
+        return await self.ack()
+
+    async def delete(self, uid: str) -> str:
+        await self.sock.send(self.connection.delete(uid))
+        return await self.ack()
+
+    async def snapshot_sent(self) -> str:
+        await self.sock.send(self.connection.snapshot_sent())
+        return await self.ack()
+
+    async def ack(self) -> str:
+        while True:
+            match self.connection.receive_packet(await self.sock.recv(5000)):
+                case zds.Acked(error=error):
+                    return error
+                case zds.Drained(uid):
+                    self.drained.append(uid)
+
+    async def wait_drained(self) -> str:
+        if self.drained:
+            return self.drained.pop()
+        event = self.connection.receive_packet(await self.sock.recv(5000))
+        assert isinstance(event, zds.Drained)
+        return event.uid
+
+    def close(self) -> None:
+        self.sock.close()
+        self._listener.close()
+
+
+@asynccontextmanager
+async def followed(reactor: Reactor, path: Path) -> AsyncIterator[tuple[LoopbackMesh, Agent, AgentFollower]]:
+    """A ztunnel that follows an agent; namespaces are files named after addresses."""
+    mesh = LoopbackMesh(reactor)
+
+    def network(fd: int) -> LoopbackNetwork:
+        ip = os.pread(fd, 64, 0).decode()
+        if not ip:
+            raise OSError(22, "not a network namespace")
+        os.close(fd)
+        return LoopbackNetwork(reactor, ip, mesh.wanted)
+
+    agent = Agent(path)
+    follower = AgentFollower(str(path), mesh.proxies, network)
+    await agent.listen()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(follower.run)
+        with trio.fail_after(10):
+            await agent.accept()
+            yield mesh, agent, follower
+        follower.stop()
+    agent.close()
+    await mesh.proxies.drain(0)
+
+
+def namespace(path: Path, workload: Workload) -> int:
+    file = path / f"{workload.name}.{len(list(path.iterdir()))}"
+    file.write_text(workload.addresses[0])
+    return os.open(file, os.O_RDONLY)
+
+
+def open_fds() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_snapshot_live_and_drained(tmp_path: Path) -> None:
+    """The whole life of two pods, as their agent sees it."""
+
+    async def main(reactor: Reactor) -> None:
+        async with followed(reactor, tmp_path / "zds") as (mesh, agent, follower):
+            web, api = mesh.workload("web"), mesh.workload("api")
+            fd = namespace(tmp_path, web)
+            assert await agent.add(web, fd) == ""
+            assert not follower.snapshot_received
+            assert await agent.snapshot_sent() == ""
+            assert follower.snapshot_received
+            assert await agent.add(api, namespace(tmp_path, api)) == ""
+            assert mesh.proxies.running() == {web.uid, api.uid}
+            before = mesh.proxies.all()
+            assert await agent.add(web, fd) == ""
+            assert mesh.proxies.all() == before, "the same pod in the same namespace is no news"
+
+            assert await agent.delete(web.uid) == ""
+            assert await agent.wait_drained() == web.uid
+            assert await agent.delete("never seen") == ""
+            assert await agent.wait_drained() == "never seen"
+            assert mesh.proxies.running() == {api.uid}
+            os.close(fd)
+
+    host.run(main)
+
+
+def test_another_namespace_replaces_the_pod(tmp_path: Path) -> None:
+    """The pod was restarted under the same name."""
+
+    async def main(reactor: Reactor) -> None:
+        async with followed(reactor, tmp_path / "zds") as (mesh, agent, _follower):
+            web = mesh.workload("web")
+            assert await agent.add(web, namespace(tmp_path, web)) == ""
+            (old,) = mesh.proxies.all()
+            # A loopback "namespace" cannot hold two listeners on a port: the old one goes first.
+            assert await agent.delete(web.uid) == ""
+            assert await agent.wait_drained() == web.uid
+            assert await agent.add(web, namespace(tmp_path, web)) == ""
+            (new,) = mesh.proxies.all()
+            assert new is not old
+
+    host.run(main)
+
+
+def test_what_cannot_be_served_is_refused_with_a_reason(tmp_path: Path) -> None:
+    """The operator sees it in the answer to ``enroll``."""
+
+    async def main(reactor: Reactor) -> None:
+        async with followed(reactor, tmp_path / "zds") as (mesh, agent, _follower):
+            web = mesh.workload("web")
+            (tmp_path / "empty").touch()
+            fd = os.open(tmp_path / "empty", os.O_RDONLY)
+            before = open_fds()
+            assert "not a network namespace" in await agent.add(web, fd)
+            mesh.svids.refused.add(web.identity)
+            assert "not of this node" in await agent.add(web, namespace(tmp_path, web))
+            assert open_fds() == before + 1  # The agent's own, of the second namespace.
+            assert mesh.proxies.running() == frozenset()
+
+    host.run(main)
+
+
+def test_pods_survive_the_agent_and_the_snapshot_decides(tmp_path: Path) -> None:
+    """An agent that restarts must not cost a connection; one that forgot a pod means it."""
+
+    async def main(reactor: Reactor) -> None:
+        async with followed(reactor, tmp_path / "zds") as (mesh, agent, follower):
+            web, api = mesh.workload("web"), mesh.workload("api")
+            web_fd = namespace(tmp_path, web)
+            assert await agent.add(web, web_fd) == ""
+            assert await agent.add(api, namespace(tmp_path, api)) == ""
+            assert await agent.snapshot_sent() == ""
+            agent.sock.close()
+            await agent.accept()
+            assert not follower.snapshot_received
+            assert mesh.proxies.running() == {web.uid, api.uid}
+
+            assert await agent.add(web, web_fd) == ""
+            assert await agent.snapshot_sent() == ""
+            assert mesh.proxies.running() == {web.uid}
+            assert await agent.wait_drained() == api.uid
+
+    host.run(main)
+
+
+@pytest.mark.parametrize(
+    "packet", [{"kind": "add", "uid": "x"}, {"kind": "nonsense"}], ids=["half-an-add", "nonsense"]
+)
+def test_a_broken_agent_is_left_and_met_again(tmp_path: Path, packet: dict[str, Any]) -> None:
+    """Its descriptors are closed, its pods live on."""
+
+    async def main(reactor: Reactor) -> None:
+        async with followed(reactor, tmp_path / "zds") as (mesh, agent, _follower):
+            web = mesh.workload("web")
+            assert await agent.add(web, namespace(tmp_path, web)) == ""
+            fd = os.open(tmp_path, os.O_RDONLY)
+            before = open_fds()
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd, fd]))]
+            await agent.sock.sendmsg([msgpack.packb(packet)], rights)
+            assert await agent.sock.recv(100) == b""
+            agent.sock.close()
+            await agent.accept()
+            assert open_fds() <= before
+            assert mesh.proxies.running() == {web.uid}
+            os.close(fd)
+
+    host.run(main)
+
+
+def test_what_drained_while_the_agent_was_away_is_told_later(tmp_path: Path) -> None:
+    """It waits for that word before it takes the rules away."""
+
+    async def main(reactor: Reactor) -> None:
+        async with followed(reactor, tmp_path / "zds") as (mesh, agent, _follower):
+            web = mesh.workload("web")
+            assert await agent.add(web, namespace(tmp_path, web)) == ""
+            agent.sock.close()
+            mesh.proxies.remove(web.uid)
+            await until(lambda: not mesh.proxies.all())
+            await agent.accept()
+            assert await agent.wait_drained() == web.uid
+
+    host.run(main)
+
+
+def test_backoff_grows_to_a_bound() -> None:
+    """Ten milliseconds after a restart of the agent, fifteen seconds if it is gone."""
+    assert backoff(0, 0.5) == pytest.approx(0.01)
+    assert backoff(3, 0.5) == pytest.approx(0.08)
+    assert backoff(1000, 0.999) <= MAX_BACKOFF * 1.2

@@ -1,0 +1,265 @@
+"""ztunnel in real network namespaces, behind real redirection rules."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from ambient.engine.netns import in_netns
+from ambient.model.mesh import Change
+from ambient.model.record import Direction, Flag
+from ambient.model.workload import Protocol, Workload
+from tests.flow.loopback import LoopbackMesh, echo, expect_reset, info_of, read_all, run_mesh, serving, until
+from tests.flow.test_ztunnel_path import STRICT, deny_account
+from tests.lab import Host, Lab, in_namespaces
+from tests.netns.capture import capture, drain_capture, release
+from ztunnel.network import NetnsNetwork
+
+MEGABYTES = 64
+
+
+async def enroll(mesh: LoopbackMesh, pod: Host, name: str) -> Workload:
+    """Make the pod known, serve it, capture it: in the order of a real enrollment."""
+    workload = mesh.workload(name, Protocol.TCP, addresses=(pod.ip, pod.ip6))
+    await mesh.proxies.add(info_of(workload), NetnsNetwork(mesh.reactor, os.dup(pod.netns)))
+    capture(pod)
+    enrolled = mesh.mesh.workload(workload.uid)
+    assert enrolled is not None
+    return advertise(mesh, enrolled, Protocol.HBONE)
+
+
+def advertise(mesh: LoopbackMesh, workload: Workload, protocol: Protocol) -> Workload:
+    import dataclasses
+
+    changed = dataclasses.replace(workload, protocol=protocol)
+    mesh.apply(Change(workloads=(changed,)))
+    return changed
+
+
+async def connect(pod: Host, ip: str, port: int) -> trio.SocketStream:
+    with in_netns(pod.netns):
+        sock = trio.socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET)
+    try:
+        with trio.fail_after(10):
+            await sock.connect((ip, port))
+    except BaseException:
+        sock.close()
+        raise
+    return trio.SocketStream(sock)
+
+
+Body = Callable[[LoopbackMesh, Host, Host], Awaitable[None]]
+
+
+def two_pods(body: Body) -> None:
+    """Run *body* with a client on node 1 and a server on node 2."""
+    lab = Lab()
+    client, server = lab.pod("web"), lab.pod("api", node=2)
+
+    async def test(mesh: LoopbackMesh) -> None:
+        await body(mesh, client, server)
+
+    run_mesh(test, 60)
+
+
+@in_namespaces
+def test_both_captured_and_the_application_sees_the_client() -> None:
+    """By v4 and v6: the tunnel is not to be seen from either end."""
+
+    async def body(mesh: LoopbackMesh, client: Host, server: Host) -> None:
+        web, api = await enroll(mesh, client, "web"), await enroll(mesh, server, "api")
+        async with serving(server.listen(8080), echo) as peers:
+            for ip, source in ((server.ip, client.ip), (server.ip6, client.ip6)):
+                stream = await connect(client, ip, 8080)
+                await stream.send_all(b"hello")
+                assert await stream.receive_some() == b"hello"
+                assert stream.socket.getpeername()[:2] == (ip, 8080)
+                await stream.aclose()
+                assert peers.pop()[0] == source
+            records = await mesh.records(4)
+        assert {record.error for record in records} == {""}
+        assert {record.source.identity for record in records} == {web.identity}
+        assert {record.destination.identity for record in records} == {api.identity}
+
+    two_pods(body)
+
+
+@in_namespaces
+def test_plaintext_from_outside_is_passed_with_its_address_and_refused_by_strict() -> None:
+    """PERMISSIVE and STRICT, as the application sees them."""
+
+    async def body(mesh: LoopbackMesh, client: Host, server: Host) -> None:
+        await enroll(mesh, server, "api")
+        async with serving(server.listen(8080), echo) as peers:
+            for ip, source in ((server.ip, client.ip), (server.ip6, client.ip6)):
+                stream = await connect(client, ip, 8080)
+                await stream.send_all(b"plain")
+                assert await stream.receive_some() == b"plain"
+                await stream.aclose()
+                assert peers.pop()[0] == source
+            await mesh.records(2)
+            mesh.policies(STRICT)
+            await expect_reset(connect(client, server.ip, 8080))
+            records = await mesh.records(3)
+            assert peers == []
+        assert records[-1].flag is Flag.DENY
+        assert {record.direction for record in records} == {Direction.INBOUND}
+
+    two_pods(body)
+
+
+@in_namespaces
+def test_a_denied_client_reaches_no_application() -> None:
+    """Not one byte, not even a connection."""
+
+    async def body(mesh: LoopbackMesh, client: Host, server: Host) -> None:
+        mesh.policies(deny_account("web"))
+        await enroll(mesh, client, "web")
+        await enroll(mesh, server, "api")
+        async with serving(server.listen(8080), echo) as peers:
+            await expect_reset(connect(client, server.ip, 8080))
+            await mesh.records(2)
+            assert peers == []
+
+    two_pods(body)
+
+
+@in_namespaces
+def test_outside_the_mesh_and_loopback_are_untouched() -> None:
+    """An enrolled pod reaches what is not enrolled, and itself, as before."""
+
+    async def body(mesh: LoopbackMesh, client: Host, server: Host) -> None:
+        await enroll(mesh, client, "web")
+        async with serving(server.listen(8080), echo) as peers:
+            stream = await connect(client, server.ip, 8080)
+            await stream.send_all(b"out")
+            assert await stream.receive_some() == b"out"
+            await stream.aclose()
+            assert peers.pop()[0] == client.ip
+            await mesh.records(1)
+        async with serving(client.listen(8080), echo) as peers:
+            for own in ("127.0.0.1", client.ip):
+                stream = await connect(client, own, 8080)
+                await stream.send_all(b"me")
+                assert await stream.receive_some() == b"me"
+                await stream.aclose()
+        assert len(mesh.journal.records) == 1
+
+    two_pods(body)
+
+
+@in_namespaces
+def test_sixty_four_megabytes_arrive_byte_for_byte() -> None:
+    """Through TPROXY, REDIRECT, TLS and HBONE, with the digest of both ends compared."""
+
+    async def body(mesh: LoopbackMesh, client: Host, server: Host) -> None:
+        await enroll(mesh, client, "web")
+        await enroll(mesh, server, "api")
+        block = os.urandom(1 << 20)
+        received = hashlib.sha256()
+
+        async def take(stream: trio.SocketStream) -> None:
+            async for data in stream:
+                received.update(data)
+            await stream.send_all(received.digest())
+
+        async with serving(server.listen(8080), take):
+            stream = await connect(client, server.ip, 8080)
+            for _ in range(MEGABYTES):
+                await stream.send_all(block)
+            await stream.send_eof()
+            answer = await read_all(stream)
+            await stream.aclose()
+            records = await mesh.records(2)
+        assert answer == hashlib.sha256(block * MEGABYTES).digest()
+        assert [record.bytes_received for record in records] == [MEGABYTES << 20, 32]
+
+    two_pods(body)
+
+
+@in_namespaces
+def test_half_close_and_a_server_that_speaks_first() -> None:
+    """The two orders that a naive proxy breaks."""
+
+    async def body(mesh: LoopbackMesh, client: Host, server: Host) -> None:
+        await enroll(mesh, client, "web")
+        await enroll(mesh, server, "api")
+
+        async def greet_then_echo(stream: trio.SocketStream) -> None:
+            await stream.send_all(b"220 ready\n")
+            await stream.send_all(await read_all(stream))
+
+        async with serving(server.listen(25), greet_then_echo):
+            stream = await connect(client, server.ip, 25)
+            assert await stream.receive_some() == b"220 ready\n"
+            await stream.send_all(b"after")
+            await stream.send_eof()
+            assert await read_all(stream) == b"after"
+            await stream.aclose()
+            await mesh.records(2)
+
+    two_pods(body)
+
+
+@in_namespaces
+def test_draining_keeps_what_lives_and_new_connections_go_direct() -> None:
+    """Un-enroll and enroll again under a live connection: it must not notice."""
+
+    async def body(mesh: LoopbackMesh, client: Host, server: Host) -> None:
+        web, api = await enroll(mesh, client, "web"), await enroll(mesh, server, "api")
+        async with serving(server.listen(8080), echo) as peers:
+            live = await connect(client, server.ip, 8080)
+
+            async def still_alive() -> None:
+                await live.send_all(b"alive")
+                assert await live.receive_some() == b"alive"
+
+            await still_alive()
+            for workload, pod in ((api, server), (web, client)):
+                advertise(mesh, workload, Protocol.TCP)
+                drain_capture(pod)
+                mesh.proxies.remove(workload.uid)
+            await still_alive()
+            before = len(mesh.journal.records)
+            direct = await connect(client, server.ip, 8080)
+            await direct.send_all(b"direct")
+            assert await direct.receive_some() == b"direct"
+            await direct.aclose()
+            assert len(mesh.journal.records) == before
+            assert peers[-1][0] == client.ip
+            assert mesh.drained == []
+            await trio.sleep(0.3)  # Not luck: longer than GOAWAY_DELAY.
+            await still_alive()
+            await live.aclose()
+            await mesh.records(2)
+            await until(lambda: len(mesh.drained) == 2)
+            for pod in (client, server):
+                release(pod)
+        assert {record.error for record in mesh.journal.records} == {""}
+
+    two_pods(body)
+
+
+@in_namespaces
+def test_a_hundred_short_connections_from_one_client() -> None:
+    """Each has a source port of its own, and none meets a port of the client's."""
+
+    async def body(mesh: LoopbackMesh, client: Host, server: Host) -> None:
+        await enroll(mesh, client, "web")
+        await enroll(mesh, server, "api")
+        async with serving(server.listen(8080), echo) as peers:
+            for number in range(100):
+                stream = await connect(client, server.ip, 8080)
+                await stream.send_all(b"%d" % number)
+                assert await stream.receive_some() == b"%d" % number
+                await stream.aclose()
+            records = await mesh.records(200)
+        assert {record.error for record in records} == {""}
+        assert {ip for ip, _ in peers} == {client.ip}
+        assert all(port >= 61000 for _, port in peers)
+
+    two_pods(body)
