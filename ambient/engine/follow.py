@@ -16,6 +16,7 @@ from types import TracebackType
 
 import trio
 
+from ambient.engine.nursery import plain_nursery
 from ambient.errors import AmbientError, ConfigError, Unavailable
 from ambient.model.identity import SpiffeId
 from ambient.model.mesh import Mesh
@@ -72,9 +73,9 @@ class Follow:
             RemoteProtocolError: control broke the protocol.
         """
         try:
-            async with trio.open_nursery(strict_exception_groups=False) as nursery:
+            async with plain_nursery() as nursery:
                 nursery.start_soon(self._write)
-                await self._read()
+                nursery.start_soon(self._read)
         finally:
             self._sock.close()
             for asked in self._asked.values():

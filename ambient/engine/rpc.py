@@ -32,6 +32,7 @@ from typing import Any, TypeAlias
 
 import trio
 
+from ambient.engine.nursery import plain_nursery
 from ambient.errors import AmbientError, ConfigError, ProtocolError, RemoteProtocolError, Unavailable
 from ambient.wire.frames import Frame, FrameReader, encode
 
@@ -309,7 +310,7 @@ class AdminClient:
     async def _running(cls, wire: _Wire) -> AsyncIterator[AdminClient]:
         client = cls(wire)
         try:
-            async with trio.open_nursery() as nursery:
+            async with plain_nursery() as nursery:
                 nursery.start_soon(client._read)
                 yield client
                 nursery.cancel_scope.cancel()
