@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import trio
 
 from ambient.errors import AmbientError
-from ambient.fabric import capture, polling, probes
+from ambient.fabric import polling, probes
 from ambient.fabric.daemons import Daemon, note
 from ambient.fabric.nodes import Node, node_environment
 from ambient.fabric.podsource import PodOrder
 from ambient.fabric.table import Entry
+from ambient.redirect import backend
+from ambient.redirect.plan import Capture
 
 if TYPE_CHECKING:
     from ambient.fabric.pods import Pods
@@ -81,7 +83,7 @@ class Proxy:
                     f"{self._daemon.name} was not ready after {READY_SECONDS:g} s: see its log"
                 )
             if self._daemon.role == "sidecar":
-                capture.install(self._netns)
+                backend.install(self._netns, Capture())
             task_status.started()
             await self._follow()
 
