@@ -103,14 +103,7 @@ class NetlinkSocket:
             OSError: the first refusal.
         """
         first = self._send(requests)
-        acks = _only_acks(self._messages())
-        while True:
-            try:
-                more = self._socket.recv(RECEIVE_BYTES, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                break
-            acks += _only_acks(netlink.decode(more))
-        for ack in acks:
+        for ack in _only_acks([*self._messages(), *self._rest()]):
             if ack.errno:
                 raise _refusal(ack, requests[ack.sequence - first])
 
@@ -267,6 +260,18 @@ class NetlinkSocket:
         except OSError as exc:
             raise OSError(exc.errno, f"cannot {requests[0].what}: {exc.strerror}") from exc
         return first
+
+    def _rest(self) -> list[Message]:
+        """What else is there already."""
+        found: list[Message] = []
+        self._socket.settimeout(0)
+        try:
+            while True:
+                found += self._messages()
+        except BlockingIOError:
+            return found
+        finally:
+            self._socket.settimeout(ANSWER_TIMEOUT)
 
     def _messages(self) -> list[Message]:
         return list(netlink.decode(self._socket.recv(RECEIVE_BYTES)))

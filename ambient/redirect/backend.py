@@ -1,0 +1,104 @@
+"""Putting rule sets into a network namespace by netlink, and reading back what stands there.
+
+All functions take a namespace descriptor and are plain: those that delete something wait some 15 ms
+for the kernel. Each is idempotent; a half-done change does not exist, because every change of rules is
+one transaction.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from enum import Enum, auto
+
+from ambient.engine.netlink import NetlinkSocket
+from ambient.redirect.plan import (
+    LOCAL_ROUTES,
+    ROUTING_RULES,
+    ROUTING_TABLE,
+    TABLE,
+    Capture,
+    capture_plan,
+    drain_plan,
+)
+from ambient.wire import netlink_route, nft_dump, nft_encode
+from ambient.wire.netlink import NETLINK_NETFILTER
+from ambient.wire.nft import Table
+
+
+class Standing(Enum):
+    """What a pod's namespace says about its capture."""
+
+    NONE = auto()  # no table of ours
+    CAPTURED = auto()  # exactly the rules of an enrolled pod
+    DRAINING = auto()  # exactly the rules of one that leaves
+    DAMAGED = auto()  # a table of ours with other rules
+
+
+def install(netns: int, capture: Capture) -> None:
+    """Capture the pod, whatever stood there; connections already captured live on.
+
+    The routes come first: with a rule but without its route an answer would leave for the client and
+    never pass the proxy.
+    """
+    with NetlinkSocket(netns) as nl:
+        for rule, route in zip(ROUTING_RULES, LOCAL_ROUTES, strict=True):
+            nl.add_route(route, link="lo", table=ROUTING_TABLE, local=True)
+            with suppress(FileExistsError):
+                nl.run(netlink_route.add_rule(rule))
+    table = capture_plan(capture)
+    if not _stands(netns, table):
+        put(netns, table)
+
+
+def drain(netns: int) -> None:
+    """Capture nothing new; a pod that was never captured stays as it is."""
+    if standing(netns) is not Standing.NONE:
+        put(netns, drain_plan())
+
+
+def remove(netns: int) -> None:
+    """Leave nothing behind; connections still captured are cut."""
+    with NetlinkSocket(netns, NETLINK_NETFILTER) as nl:
+        if _chains(nl, TABLE):
+            nl.transaction(nft_encode.delete(TABLE))
+    with NetlinkSocket(netns) as nl:
+        for rule, route in zip(ROUTING_RULES, LOCAL_ROUTES, strict=True):
+            with suppress(FileNotFoundError):
+                nl.run(netlink_route.delete_rule(rule))
+            with suppress(ProcessLookupError):  # ESRCH: no such route
+                nl.delete_route(route, table=ROUTING_TABLE, local=True)
+
+
+def standing(netns: int) -> Standing:
+    """Read from the kernel what stands in the namespace."""
+    with NetlinkSocket(netns, NETLINK_NETFILTER) as nl:
+        chains = _chains(nl, TABLE)
+        rules = (
+            [nft_dump.decode_rule(each) for each in nl.dump(nft_encode.dump_rules(TABLE))] if chains else []
+        )
+    if not chains:
+        return Standing.NONE
+    if any(nft_dump.stands(capture_plan(Capture(dns=dns)), rules) for dns in (False, True)):
+        return Standing.CAPTURED
+    return Standing.DRAINING if nft_dump.stands(drain_plan(), rules) else Standing.DAMAGED
+
+
+def put(netns: int | None, table: Table) -> None:
+    """Make *table* stand: by creating it, or, where it stands already, by refilling its chains."""
+    with NetlinkSocket(netns, NETLINK_NETFILTER) as nl:
+        try:
+            nl.transaction(nft_encode.create(table))
+        except FileExistsError:
+            nl.transaction(nft_encode.refill(table))
+
+
+def _stands(netns: int, table: Table) -> bool:
+    with NetlinkSocket(netns, NETLINK_NETFILTER) as nl:
+        if not _chains(nl, table.name):
+            return False
+        return nft_dump.stands(table, map(nft_dump.decode_rule, nl.dump(nft_encode.dump_rules(table.name))))
+
+
+def _chains(nl: NetlinkSocket, table: str) -> set[str]:
+    found = (nft_dump.decode_chain(each) for each in nl.dump(nft_encode.dump_chains()))
+    return {chain for owner, chain in found if owner == table}

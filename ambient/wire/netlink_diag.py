@@ -1,0 +1,101 @@
+"""The sockets of a namespace, as ``ss`` lists them: ask, read, and end one.
+
+Floor 1: sans-IO.
+
+Source: sock_diag(7); linux/inet_diag.h. Ports and addresses are in network order.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
+
+from ambient.errors import RemoteProtocolError
+from ambient.wire.netlink import AF_INET, NLM_F_ACK, NLM_F_DUMP, Message, Request
+
+SOCK_DIAG_BY_FAMILY, SOCK_DESTROY = 20, 21
+IPPROTO_TCP = 6
+# States of TCP (net/tcp_states.h).
+ESTABLISHED, CLOSE_WAIT, LISTEN = 1, 8, 10
+NO_COOKIE = (0xFFFFFFFF, 0xFFFFFFFF)
+
+# family, protocol, extensions, (pad), states; then the socket's name.
+_REQUEST = struct.Struct("=BBBxI")
+_NAME = struct.Struct("!HH16s16s")
+_INTERFACE_AND_COOKIE = struct.Struct("=III")
+# family, state, timer, retransmissions; name; expires, receive queue, send queue, uid, inode.
+_ANSWER_HEAD = struct.Struct("=BBBB")
+_ANSWER_TAIL = struct.Struct("=IIIII")
+_NAME_BYTES = _NAME.size + _INTERFACE_AND_COOKIE.size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TcpSocket:
+    """One TCP socket.
+
+    Attributes:
+        local, remote: Addresses as canonical text; IPv4 behind an IPv6 socket is IPv4.
+        inode: Of the socket, as in ``/proc/<pid>/fd``: tells whose it is; 0 if nobody's any more.
+        cookie: The kernel's name for it, never used again; SOCK_DESTROY takes it.
+    """
+
+    family: int
+    state: int
+    local: str
+    local_port: int
+    remote: str
+    remote_port: int
+    uid: int
+    inode: int
+    cookie: tuple[int, int]
+    raw_name: bytes
+
+
+def dump_tcp(family: int, *states: int) -> Request:
+    """Ask for the TCP sockets of *family* in any of *states*."""
+    mask = sum(1 << state for state in states)
+    body = _REQUEST.pack(family, IPPROTO_TCP, 0, mask) + bytes(_NAME_BYTES)
+    return Request(SOCK_DIAG_BY_FAMILY, body, "list TCP sockets", NLM_F_DUMP)
+
+
+def destroy(found: TcpSocket) -> Request:
+    """End a connection: its application reads ECONNABORTED, its peer a reset. Needs CAP_NET_ADMIN."""
+    body = _REQUEST.pack(found.family, IPPROTO_TCP, 0, 1 << found.state) + found.raw_name
+    what = f"reset {found.local}:{found.local_port} - {found.remote}:{found.remote_port}"
+    return Request(SOCK_DESTROY, body, what, NLM_F_ACK)
+
+
+def decode_socket(message: Message) -> TcpSocket:
+    """Read an inet_diag_msg.
+
+    Raises:
+        RemoteProtocolError: it is too short.
+    """
+    body = message.body
+    if len(body) < _ANSWER_HEAD.size + _NAME_BYTES + _ANSWER_TAIL.size:
+        raise RemoteProtocolError(f"inet_diag message of {len(body)} bytes")
+    family, state, _, _ = _ANSWER_HEAD.unpack_from(body)
+    name = body[_ANSWER_HEAD.size : _ANSWER_HEAD.size + _NAME_BYTES]
+    local_port, remote_port, local, remote = _NAME.unpack_from(name)
+    _, *cookie = _INTERFACE_AND_COOKIE.unpack_from(name, _NAME.size)
+    _, _, _, uid, inode = _ANSWER_TAIL.unpack_from(body, _ANSWER_HEAD.size + _NAME_BYTES)
+    return TcpSocket(
+        family=family,
+        state=state,
+        local=_address(family, local),
+        local_port=local_port,
+        remote=_address(family, remote),
+        remote_port=remote_port,
+        uid=uid,
+        inode=inode,
+        cookie=(cookie[0], cookie[1]),
+        raw_name=name,
+    )
+
+
+def _address(family: int, raw: bytes) -> str:
+    parsed = ip_address(raw[:4] if family == AF_INET else raw)
+    if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is not None:
+        return parsed.ipv4_mapped.compressed
+    return parsed.compressed
