@@ -1,7 +1,7 @@
 """The cluster's name server on one node, by UDP and TCP.
 
-Plumbing: ``names.answer`` decides. A name outside the cluster is asked of the upstream servers, if there are any;
-without one it does not exist, which lets a resolver go on at once instead of waiting.
+Plumbing: ``names.answer`` decides. A name outside the cluster is asked of the upstream servers, if there
+are any; without one it does not exist, which lets a resolver go on at once instead of waiting.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ambient.redirect import names
 from ambient.wire.dns import MAX_TCP_BYTES, MAX_UDP_BYTES, Answer, Query, Rcode, encode_answer, parse_query
 
 DNS_PORT = 53
-# Kubernetes' own name server (CoreDNS) hands out 30 s; ours is short, since pods come and go while one watches.
+# CoreDNS in Kubernetes hands out 30 s; ours is short, since pods come and go while one watches.
 TTL_SECONDS = 5
 UPSTREAM_SECONDS = 5.0
 # A TCP client that says nothing for this long is let go. Picked, not measured.
@@ -75,7 +75,7 @@ class DnsServer:
                 elif reply:
                     await _send_to(sock, reply, peer)
 
-    async def _forward_udp(self, sock: trio.socket.SocketType, data: bytes, peer: object) -> None:
+    async def _forward_udp(self, sock: trio.socket.SocketType, data: bytes, peer: tuple[object, ...]) -> None:
         await _send_to(sock, await self._forward(data, MAX_UDP_BYTES), peer)
 
     async def _serve_tcp(self, stream: trio.SocketStream) -> None:
@@ -143,7 +143,7 @@ def _encode(query: Query, found: Answer, max_bytes: int) -> bytes:
     return encode_answer(query, found, ttl=TTL_SECONDS, max_bytes=max_bytes)
 
 
-async def _send_to(sock: trio.socket.SocketType, reply: bytes, peer: object) -> None:
+async def _send_to(sock: trio.socket.SocketType, reply: bytes, peer: tuple[object, ...]) -> None:
     try:
         await sock.sendto(reply, peer)
     except OSError:

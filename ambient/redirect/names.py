@@ -1,8 +1,9 @@
 """What a name means in the cluster: the name server's decisions.
 
-Pure. Names are those of the Kubernetes DNS specification 1.1: ``SERVICE.NAMESPACE.svc.cluster.local`` (virtual
-addresses, or the pods' addresses of a headless service), ``POD.SERVICE.NAMESPACE.svc…`` for pods behind a headless
-service, ``10-244-1-5.NAMESPACE.pod.cluster.local``. Short names are the resolver's work, by its search list.
+Pure. Names are those of the Kubernetes DNS specification 1.1: ``SERVICE.NAMESPACE.svc.cluster.local``
+(virtual addresses, or the pods' addresses of a headless service), ``POD.SERVICE.NAMESPACE.svc…`` for pods
+behind a headless service, ``10-244-1-5.NAMESPACE.pod.cluster.local``. Short names are the resolver's work,
+by its search list.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def answer(mesh: Mesh, query: Query) -> Answer | None:
 
 
 def _of_kind(addresses: tuple[str, ...], kind: int) -> Answer:
-    # A known name without an address of this family is NOERROR and empty: NXDOMAIN would end the search for the other.
+    # Without an address of this family: NOERROR, empty. NXDOMAIN would end the search for the other family.
     wanted = {TYPE_A: False, TYPE_AAAA: True}.get(kind)
     return Answer(Rcode.NOERROR, tuple(a for a in addresses if wanted is not None and (":" in a) is wanted))
 
