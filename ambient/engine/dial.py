@@ -114,6 +114,8 @@ def dial_socket(
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if source is not None:
+            # A chosen port must be free against this destination only, not against all (TIME_WAIT).
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(source[1] != 0))
             sock.bind(source)
         dialling._begin(sock, address, deadline)
     except OSError as exc:
