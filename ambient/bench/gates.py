@@ -110,7 +110,7 @@ def invalid_because(mode: str, rounds: Sequence[RoundFacts]) -> list[str]:
     if not rounds:
         return ["no round was completed"]
     if not rps_holds(rounds):
-        worst = min(rounds, key=lambda one: one.achieved_rps / one.offered_rps)
+        worst = max(rounds, key=lambda one: abs(one.achieved_rps / one.offered_rps - 1))
         reasons.append(f"achieved {worst.achieved_rps:.1f} of {worst.offered_rps:.1f} requests per second")
     if not no_errors(rounds):
         reasons.append(
