@@ -79,7 +79,7 @@ def _chances(mesh: Mesh, destination: Workload | Service, port: int) -> list[flo
 
 
 def _follow(mesh: Mesh, source: Workload, ip: str, port: int, chance: float) -> Explanation:
-    path = (_name(source),)
+    path: tuple[str, ...] = (_name(source),)
     match source.protocol:
         case Protocol.HBONE:
             path += (f"ztunnel/{source.node}",)

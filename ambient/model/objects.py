@@ -93,6 +93,12 @@ def selects(selector: Mapping[str, Any] | None, labels: Mapping[str, str]) -> bo
     return selects_labels(wanted, labels) and all(_expression_holds(each, labels) for each in expressions)
 
 
+def match_labels(obj: Object) -> tuple[tuple[str, str], ...]:
+    """The pairs that the ``selector.matchLabels`` of *obj* asks for, sorted."""
+    selector = obj.spec.get("selector") or {}
+    return tuple(sorted((selector.get("matchLabels") or {}).items()))
+
+
 def selects_labels(wanted: Mapping[str, str], labels: Mapping[str, str]) -> bool:
     """Whether *labels* holds every pair of *wanted*."""
     return all(labels.get(key) == value for key, value in wanted.items())

@@ -11,18 +11,13 @@ hold for a peer that has none (plaintext). ztunnel lets it pass.
 
 from __future__ import annotations
 
-import functools
-import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
 from ambient.errors import ConfigError, Denied
-from ambient.model.address import canonical
 from ambient.model.identity import SpiffeId
-
-# Distinct networks and addresses whose number is remembered; picked, not measured.
-_REMEMBERED = 16384
+from ambient.model.network import contains
 
 
 class Action(Enum):
@@ -266,24 +261,6 @@ def enforce(policies: Iterable[Policy], connection: Connection) -> None:
         raise Denied(verdict.reason)
 
 
-def canonical_network(text: str) -> str:
-    """Return the one spelling of a CIDR block; a bare address is a block of one.
-
-    Raises:
-        ConfigError: not a block.
-    """
-    try:
-        # Not strict: "10.0.0.1/8" is 10.0.0.0/8 to Istio too.
-        network = ipaddress.ip_network(text, strict=False)
-    except ValueError as exc:
-        raise ConfigError(f"not an address or CIDR block: {text!r}") from exc
-    if network.version == 6 and network.prefixlen >= 96:
-        mapped = ipaddress.IPv6Address(network.network_address).ipv4_mapped
-        if mapped is not None:
-            return f"{mapped}/{network.prefixlen - 96}"
-    return str(network)
-
-
 def _text_matches(wanted: tuple[StringMatch, ...], unwanted: tuple[StringMatch, ...], text: str) -> bool:
     if wanted and not any(match.matches(text) for match in wanted):
         return False
@@ -291,24 +268,6 @@ def _text_matches(wanted: tuple[StringMatch, ...], unwanted: tuple[StringMatch, 
 
 
 def _address_matches(wanted: tuple[str, ...], unwanted: tuple[str, ...], ip: str) -> bool:
-    if wanted and not any(_contains(block, ip) for block in wanted):
+    if wanted and not any(contains(block, ip) for block in wanted):
         return False
-    return not any(_contains(block, ip) for block in unwanted)
-
-
-def _contains(block: str, ip: str) -> bool:
-    version, network, mask = _network(block)
-    ip_version, number = _number(ip)
-    return version == ip_version and number & mask == network
-
-
-@functools.lru_cache(maxsize=_REMEMBERED)
-def _network(block: str) -> tuple[int, int, int]:
-    network = ipaddress.ip_network(block)
-    return network.version, int(network.network_address), int(network.netmask)
-
-
-@functools.lru_cache(maxsize=_REMEMBERED)
-def _number(ip: str) -> tuple[int, int]:
-    address = ipaddress.ip_address(canonical(ip))
-    return address.version, int(address)
+    return not any(contains(block, ip) for block in unwanted)

@@ -113,9 +113,11 @@ def load_trees(path: str, text: str) -> Iterator[Tree]:
             if tree.value is not None:
                 yield tree
     except yaml.MarkedYAMLError as exc:
-        assert exc.problem_mark is not None  # Scanner and parser always set it.
-        line = exc.problem_mark.line + 1
-        raise ConfigError(f"{path}:{line}: not valid YAML: {exc.problem}") from exc
+        raise ConfigError(f"{path}:{_line(exc.problem_mark)}: not valid YAML: {exc.problem}") from exc
+
+
+def _line(mark: Any) -> int:
+    return int(mark.line) + 1
 
 
 class _Open:
@@ -141,7 +143,7 @@ class _Composer:
 
     def documents(self, text: str) -> Iterator[Tree]:
         for event in yaml.parse(text, Loader=_LOADER):
-            line = event.start_mark.line + 1
+            line = _line(event.start_mark)
             match event:
                 case yaml.DocumentStartEvent():
                     self._anchors, self._root, self._aliased = {}, None, 0
