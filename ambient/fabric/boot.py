@@ -28,6 +28,7 @@ from ambient.fabric import clean, machine, rundir
 # Control, agents and ztunnels are ready in under 2 s on the machine this was written on; the rest
 # is for slow and busy ones.
 START_SECONDS = 30.0
+LOOPBACK_NOTE = "fabric loopback: built-in workloads only, no service names, nothing can be enrolled"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,13 +95,13 @@ def choose_fabric(wanted: str) -> tuple[str, tuple[str, ...]]:
     if wanted not in ("auto", "netns", "loopback"):
         raise ConfigError(f"no fabric {wanted!r}: auto, netns or loopback")
     if wanted == "loopback":
-        return wanted, ()
+        return wanted, (LOOPBACK_NOTE,)
     reason = machine.namespaces_reason(rootless=is_rootless())
     if not reason:
         return "netns", ()
     if wanted == "netns":
         raise AmbientError(f"no network namespaces: {reason}")
-    return "loopback", (f"no network namespaces ({reason}): fabric loopback, built-in workloads only",)
+    return "loopback", (f"no network namespaces: {reason}; see ambient check", LOOPBACK_NOTE)
 
 
 def is_rootless() -> bool:

@@ -29,6 +29,8 @@ def main(arguments: list[str]) -> None:
             os._exit(0)
         if fabric == "netns":
             syscalls.mount("none", "/", flags=MountFlag.RECURSIVE | MountFlag.SLAVE)
+        else:
+            syscalls.adopt_orphans()
         _record(run_dir, fabric, nested, int(nodes), owner)
     except OSError as exc:
         os.write(ready_fd, json.dumps({"error": f"cannot make namespaces: {exc}"}).encode() + b"\n")
@@ -40,7 +42,7 @@ def main(arguments: list[str]) -> None:
         "AMBIENT_FABRIC": fabric,
         "AMBIENT_ROOTLESS": rootless,
     }
-    init.main(run_dir, (ready_fd,), environment, nested=nested)
+    init.main(run_dir, (ready_fd,), environment, nested=nested, contained=fabric == "netns")
 
 
 def make_namespaces(*, rootless: bool) -> None:

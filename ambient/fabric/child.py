@@ -48,6 +48,27 @@ def spawn(prepare: Callable[[], None], become: Callable[[int], None]) -> tuple[i
     return int(words["pid"]), int(words["host"])
 
 
+def spawn_beside(become: Callable[[int], None]) -> tuple[int, int]:
+    """The same without namespaces: a child of this very process, that dies with it.
+
+    Raises:
+        OSError: it did not come to run.
+    """
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    program = os.fork()
+    if program == 0:
+        os.close(reader)
+        syscalls.die_with_parent(signal.SIGKILL)
+        _program(become, writer, os.open("/proc", os.O_PATH | os.O_CLOEXEC))
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        words = dict(line.split(" ", 1) for line in pipe.read().decode().splitlines())
+    if "error" in words:
+        os.waitpid(program, 0)
+        raise OSError(words["error"])
+    return program, int(words["host"])
+
+
 def _messenger(prepare: Callable[[], None], become: Callable[[int], None], writer: int) -> NoReturn:
     try:
         proc = os.open("/proc", os.O_PATH | os.O_CLOEXEC)
@@ -75,13 +96,16 @@ def _report(writer: int, exc: BaseException) -> None:
     os.write(writer, f"error {text}\n".encode())
 
 
-def launch(request: Launch, fds: Sequence[int], *, confined: bool, nested: bool) -> tuple[int, int]:
+def launch(
+    request: Launch, fds: Sequence[int], *, confined: bool, nested: bool, contained: bool = True
+) -> tuple[int, int]:
     """Start a program as :class:`Launch` says.
 
     Args:
         fds: What came with the request.
         confined: Whether a program in a pod runs as root and must be bounded.
         nested: Whether pods have user namespaces of their own.
+        contained: Whether this process is PID 1 of a namespace that ends with it.
     """
     log = os.open(request.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
@@ -101,7 +125,7 @@ def launch(request: Launch, fds: Sequence[int], *, confined: bool, nested: bool)
         exec_program(request.argv, environment)
 
     try:
-        return spawn(prepare, become)
+        return spawn(prepare, become) if contained else spawn_beside(become)
     finally:
         os.close(log)
 

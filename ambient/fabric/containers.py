@@ -27,14 +27,14 @@ class Place:
     """Where a container runs.
 
     Attributes:
-        pause: PID inside the mesh of the pod's pause process.
-        node_netns: Descriptor of the node's network namespace, for probes.
+        pause: PID inside the mesh of the pod's pause process; 0 in the loopback fabric.
+        node_netns: Descriptor of the node's network namespace, for probes; None in the loopback fabric.
         home: A directory of the pod's own.
         patience: Seconds from SIGTERM to SIGKILL.
     """
 
     pause: int
-    node_netns: int
+    node_netns: int | None
     home: str
     patience: float
 

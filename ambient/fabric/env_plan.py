@@ -73,6 +73,8 @@ def builtin_environment(
     return {
         **told,
         "AMBIENT_APP_PORTS": ",".join(str(port.number) for port in container.ports),
+        # Every pod has its own network; in the loopback fabric only its own address.
+        "AMBIENT_APP_ADDRESS": facts.addresses[0] if facts.addresses[0].startswith("127.") else "",
         "AMBIENT_APP_VERSION": facts.spec.labels.get("version", ""),
         "POD_NAME": facts.name,
         "POD_NAMESPACE": facts.namespace,

@@ -36,10 +36,12 @@ class Init:
 
     Args:
         nested: Whether pods get user namespaces of their own (a rootless mesh).
+        contained: Whether this is PID 1 of a namespace; False for the loopback fabric.
     """
 
-    def __init__(self, run_dir: str, *, nested: bool) -> None:
+    def __init__(self, run_dir: str, *, nested: bool, contained: bool = True) -> None:
         self._run_dir = run_dir
+        self._contained = contained
         self._nested = nested
         self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # PIDs that are ours to signal: started and not yet reaped.
@@ -85,7 +87,7 @@ class Init:
             fd_names=("AMBIENT_INIT_FD", "AMBIENT_READY_FD"),
         )
         given = (self._theirs.fileno(), *fds)
-        self._supervisor, _ = child.launch(request, given, confined=False, nested=self._nested)
+        self._supervisor, _ = self._launch(request, given, confined=False)
         self._living.add(self._supervisor)
         self._theirs.close()
         for fd in fds:
@@ -128,8 +130,10 @@ class Init:
     def _start(self, message: dict[str, Any], fds: Sequence[int]) -> tuple[int, int]:
         if message["kind"] == "pause":
             return pause.start(decode_pause(message), nested=self._nested)
-        confined = not self._nested
-        return child.launch(decode_launch(message), fds, confined=confined, nested=self._nested)
+        return self._launch(decode_launch(message), fds, confined=not self._nested)
+
+    def _launch(self, request: Launch, fds: Sequence[int], *, confined: bool) -> tuple[int, int]:
+        return child.launch(request, fds, confined=confined, nested=self._nested, contained=self._contained)
 
     def _say(self, message: dict[str, Any]) -> None:
         # A supervisor that is gone is noticed by reading; here it is only in the way.
@@ -166,16 +170,28 @@ def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
 
 
 def kill_everything() -> None:
-    """Kill all other processes of this PID namespace and wait until they are gone."""
+    """Kill all that descends from this process and wait until it is gone."""
     deadline = time.monotonic() + REAP_SECONDS
-    with suppress(ProcessLookupError):
-        os.kill(-1, signal.SIGKILL)
     while time.monotonic() < deadline:
+        _kill_children()
         try:
             if not os.waitpid(-1, os.WNOHANG)[0]:
                 time.sleep(0.005)
         except ChildProcessError:
             return
+
+
+def _kill_children() -> None:
+    if os.getpid() == 1:
+        with suppress(ProcessLookupError):
+            os.kill(-1, signal.SIGKILL)
+        return
+    # Outside a PID namespace -1 would mean every process of this user. The orphans of those we kill
+    # become our children, so that a few rounds find all.
+    with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
+        for pid in file.read().split():
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
 
 
 def main(
@@ -184,6 +200,7 @@ def main(
     environment: dict[str, str],
     *,
     nested: bool,
+    contained: bool = True,
     supervisor: Sequence[str] = ("-P", "-m", "ambient.fabric.supervisor"),
 ) -> NoReturn:
     """Be PID 1 until the mesh ends; never returns.
@@ -198,7 +215,9 @@ def main(
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     went_well = False
     try:
-        went_well = Init(run_dir, nested=nested).run((sys.executable, *supervisor), environment, fds)
+        went_well = Init(run_dir, nested=nested, contained=contained).run(
+            (sys.executable, *supervisor), environment, fds
+        )
     finally:
         kill_everything()
         if went_well:

@@ -17,11 +17,11 @@ class Node:
     """A node that is wired.
 
     Attributes:
-        netns: Descriptor of its network namespace.
+        netns: Descriptor of its network namespace; None in the loopback fabric, where there is none.
     """
 
     plan: NodePlan
-    netns: int
+    netns: int | None
 
     @property
     def name(self) -> str:

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import trio
 
-from ambient.engine.netns import open_netns
 from ambient.engine.rpc import AdminClient
 from ambient.errors import AmbientError, Unavailable
-from ambient.fabric import etc_plan, sidecars, wiring
+from ambient.fabric import sidecars
 from ambient.fabric.containers import ContainerRunner, Place
 from ambient.fabric.daemons import Keeper, note
 from ambient.fabric.env_plan import PodFacts
-from ambient.fabric.initclient import Process
-from ambient.fabric.launch import Pause
 from ambient.fabric.nodes import Node
+from ambient.fabric.places import Lodging, Places, Refused
 from ambient.fabric.podsource import PodOrder, read_order
 from ambient.fabric.table import Entry
-from ambient.fabric.wiring_plan import sysctls
 
 # A mesh on a desk is stopped while somebody waits: no pod gets more than this, whatever its
 # terminationGracePeriodSeconds (Kubernetes' default is 30).
@@ -37,14 +31,13 @@ class Pods:
 
     Args:
         environment: For daemons in pods.
-        rootless: Whether pods live in user namespaces of their own.
     """
 
     keeper: Keeper
     nodes: Mapping[str, Node]
     run_dir: str
     environment: Mapping[str, str]
-    rootless: bool
+    places: Places
     _running: dict[str, PodRunner] = field(default_factory=dict)
     _by_address: dict[str, trio.Event] = field(default_factory=dict)
     _changed: trio.Event = field(default_factory=trio.Event)
@@ -104,7 +97,8 @@ class Pods:
         return len(self._running)
 
     def _all_ready(self, at_least: int) -> bool:
-        return len(self._running) >= at_least and all(each.ready for each in self._running.values())
+        settled = all(each.ready or each.refused for each in self._running.values())
+        return settled and len(self._running) >= at_least
 
     def unready(self) -> dict[str, str]:
         """``namespace/name`` -> why, of the pods that are not ready."""
@@ -119,7 +113,8 @@ class PodRunner:
         self.reason = "not started"
         self._pods = pods
         self._node = pods.nodes[order.node]
-        self._pause: Process | None = None
+        self._lodging = Lodging()
+        self.refused = False
         self._containers: list[ContainerRunner] = []
         self._proxy: sidecars.Proxy | None = None
         self._failed = False
@@ -149,58 +144,32 @@ class PodRunner:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._report_changes)
             with self._scope:
+                failure: BaseException | None = None
                 try:
-                    async with self._namespaces() as netns:
-                        await self._live(netns)
-                except (OSError, AmbientError) as exc:
-                    await self._fail(exc)
+                    async with self._pods.places.lodge(self._node, self.order) as self._lodging:
+                        await self._live()
+                except* (OSError, AmbientError) as group:
+                    failure = group.exceptions[0]
+                if failure is not None:
+                    await self._fail(failure)
             nursery.cancel_scope.cancel()
 
-    async def _fail(self, exc: Exception) -> None:
+    async def _fail(self, exc: BaseException) -> None:
+        while isinstance(exc, BaseExceptionGroup):
+            exc = exc.exceptions[0]
         self._failed, self.reason = True, str(exc)
+        self.refused = isinstance(exc, Refused)
         note(f"pod {self.order.full_name}: {exc}")
         self.changed()
         await trio.sleep_forever()
 
-    @asynccontextmanager
-    async def _namespaces(self) -> AsyncIterator[int]:
-        """The pod's namespaces, wired to its node; gone afterwards."""
-        folder = Path(self._pods.run_dir, "pods", self.order.file_name)
-        shutil.rmtree(folder, ignore_errors=True)
-        self._write_etc(folder / "etc")
-        request = Pause(
-            hostname=self.order.name,
-            etc=str(folder / "etc"),
-            hidden=self._pods.run_dir,
-            sysctls=sysctls(self._pods.rootless),
-        )
-        self._pause = await self._pods.keeper.init.pause(request)
-        netns = open_netns(f"/proc/{self._pause.host_pid}/ns/net")
-        try:
-            wiring.add_pod(self._node.plan, self._node.netns, netns, self.order.addresses)
-            yield netns
-        finally:
-            with trio.CancelScope(shield=True):
-                await self._pods.keeper.init.kill(self._pause)
-            os.close(netns)
-            with suppress(OSError):
-                wiring.remove_pod(self._node.netns, self.order.addresses)
-            shutil.rmtree(folder, ignore_errors=True)
-
-    def _write_etc(self, folder: Path) -> None:
-        folder.mkdir(parents=True)
-        order = self.order
-        nsswitch = Path("/etc/nsswitch.conf")
-        machine = nsswitch.read_text(errors="replace") if nsswitch.is_file() else ""
-        for name, text in etc_plan.files(order.name, order.namespace, order.addresses, machine).items():
-            (folder / name).write_text(text, encoding="utf-8")
-
-    async def _live(self, netns: int) -> None:
+    async def _live(self) -> None:
         """Proxies first, then the containers, until cancelled."""
         self.reason = "starting"
         self.changed()
         async with trio.open_nursery() as outer:
-            if self.order.mode == "sidecar" or self.order.role == "waypoint":
+            netns = self._lodging.netns
+            if netns is not None and (self.order.mode == "sidecar" or self.order.role == "waypoint"):
                 self._proxy = sidecars.Proxy(self._pods, self._node, self.order, netns, self.changed)
                 await outer.start(self._proxy.run)
             async with trio.open_nursery() as inner:
@@ -219,7 +188,6 @@ class PodRunner:
             table.remove(runner.entry)
 
     def _make_containers(self) -> list[ContainerRunner]:
-        assert self._pause is not None
         order = self.order
         if order.role == "waypoint":
             return []
@@ -233,9 +201,9 @@ class PodRunner:
             spec=order.spec,
         )
         place = Place(
-            pause=self._pause.pid,
+            pause=self._lodging.pause,
             node_netns=self._node.netns,
-            home=self._pods.run_dir,
+            home=self._lodging.home,
             patience=min(LONGEST_PATIENCE, order.spec.termination_grace_seconds),
         )
         init = self._pods.keeper.init
@@ -278,7 +246,7 @@ class PodRunner:
             "phase": self._phase(entries),
             "ready": self.ready,
             "pid": first.host_pid if first is not None else 0,
-            "netns": f"/proc/{self._pause.host_pid}/ns/net" if self._pause is not None else "",
+            "netns": self._lodging.netns_path,
             "started": first.started if first is not None else 0.0,
             "restarts": sum(entry.restarts for entry in entries),
             "reason": self._explain(),

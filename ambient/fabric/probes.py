@@ -21,17 +21,17 @@ GOOD_STATUSES = range(200, 400)
 MAX_STATUS_LINE_BYTES = 4096
 
 
-async def ask(probe: Probe, netns: int, address: str, *, from_node: bool = True) -> bool:
+async def ask(probe: Probe, netns: int | None, address: str, *, from_node: bool = True) -> bool:
     """Whether an HTTP or TCP probe succeeds within its timeout.
 
     Args:
-        netns: Where to ask from: the node's network namespace.
+        netns: Where to ask from: the node's network namespace, None for our own.
         address: The pod's.
         from_node: Whether to use the probes' source address, which is the node's.
     """
     with trio.move_on_after(probe.timeout):
         try:
-            stream = await _connect(netns, address, probe.port, from_node=from_node)
+            stream = await _connect(netns, address, probe.port, from_node=from_node and netns is not None)
             async with stream:
                 return probe.kind is ProbeKind.TCP or await _get(stream, probe, address)
         except (OSError, trio.BrokenResourceError, ssl.SSLError):
@@ -45,7 +45,7 @@ async def is_listening(netns: int, address: str, port: int, timeout: float = 1.0
     return await ask(probe, netns, address, from_node=False)
 
 
-async def _connect(netns: int, address: str, port: int, *, from_node: bool) -> trio.SocketStream:
+async def _connect(netns: int | None, address: str, port: int, *, from_node: bool) -> trio.SocketStream:
     family = AF_INET6 if ":" in address else AF_INET
     sock = trio.socket.from_stdlib_socket(socket_in(netns, family))
     try:

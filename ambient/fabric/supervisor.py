@@ -25,6 +25,7 @@ from ambient.fabric import desk, nodes, polling, wiring
 from ambient.fabric.daemons import Daemon, Keeper, note
 from ambient.fabric.initclient import InitClient
 from ambient.fabric.nodes import Node
+from ambient.fabric.places import LoopbackPlaces, NamespacePlaces
 from ambient.fabric.pods import Pods
 from ambient.fabric.table import Table
 from ambient.fabric.wiring_plan import NodePlan
@@ -42,6 +43,7 @@ class Settings:
     run_dir: str
     nodes: int
     rootless: bool
+    fabric: str
     init_fd: int
     ready_fd: int
 
@@ -52,6 +54,7 @@ class Settings:
             run_dir=environment["AMBIENT_RUN_DIR"],
             nodes=int(environment["AMBIENT_NODES"]),
             rootless=environment["AMBIENT_ROOTLESS"] == "1",
+            fabric=environment["AMBIENT_FABRIC"],
             init_fd=int(environment["AMBIENT_INIT_FD"]),
             ready_fd=int(environment["AMBIENT_READY_FD"]),
         )
@@ -81,7 +84,8 @@ async def _stop_on_signal(stop: trio.Event) -> None:
 async def _with_control(settings: Settings, init: InitClient, stop: trio.Event) -> None:
     """Control first and last: everything else is attached to it."""
     table = Table()
-    wiring.prepare_outer()
+    if settings.fabric == "netns":
+        wiring.prepare_outer()
     ours, theirs = socket.socketpair()
     with theirs:
         daemon = control_daemon(settings, os.environ)
@@ -115,18 +119,22 @@ def daemon_environment(environment: Mapping[str, str]) -> dict[str, str]:
 async def _run(settings: Settings, keeper: Keeper, stop: trio.Event) -> None:
     plans = [NodePlan(number) for number in range(1, settings.nodes + 1)]
     with trio.fail_after(CONTROL_SECONDS):
-        await keeper.control.call("nodes", names=[plan.name for plan in plans])
-    made = {plan.name: Node(plan, wiring.add_node(plan)) for plan in plans}
+        await keeper.control.call("nodes", names=[plan.name for plan in plans], fabric=settings.fabric)
+    real = settings.fabric == "netns"
+    made = {plan.name: Node(plan, wiring.add_node(plan) if real else None) for plan in plans}
     base = daemon_environment(os.environ)
     pods = Pods(
         keeper=keeper,
         nodes=made,
         run_dir=settings.run_dir,
         environment=base,
-        rootless=settings.rootless,
+        places=NamespacePlaces(keeper.init, settings.run_dir, settings.rootless)
+        if real
+        else LoopbackPlaces(),
     )
     async with trio.open_nursery() as daemons:
-        for node in made.values():
+        # XXX: no proxies in the loopback fabric yet; nothing would hand them a connection.
+        for node in made.values() if real else ():
             await nodes.start_daemons(daemons, keeper, nodes.daemons(base, settings.run_dir, node))
         async with trio.open_nursery() as serving:
             answers = desk.Desk(settings.run_dir, made, keeper.table, pods, stop)

@@ -41,6 +41,7 @@ class MountFlag(IntFlag):
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 _PR_CAPBSET_DROP = 24
+_PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
 # linux/capability.h: the highest number known when this was written; unknown ones answer EINVAL.
 _LAST_CAPABILITY = 63
@@ -104,6 +105,11 @@ def set_process_name(name: str) -> None:
 def die_with_parent(number: int) -> None:
     """Have signal *number* sent to this process when its parent's thread ends."""
     _check(_prctl(_PR_SET_PDEATHSIG, number), "prctl PDEATHSIG")
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every descendant whose own parent ends."""
+    _check(_prctl(_PR_SET_CHILD_SUBREAPER, 1), "prctl CHILD_SUBREAPER")
 
 
 def no_new_privileges() -> None:

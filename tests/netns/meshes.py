@@ -21,7 +21,9 @@ def pod(name: str, *command: str, **container: Any) -> dict[str, Any]:
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": name, "namespace": "test"},
-        "spec": {"containers": [{"name": name, "command": list(command), **container}]},
+        "spec": {
+            "containers": [{"name": name, **({"command": list(command)} if command else {}), **container}]
+        },
         "origin": "test:1",
     }
 
@@ -29,9 +31,9 @@ def pod(name: str, *command: str, **container: Any) -> dict[str, Any]:
 class Mesh:
     """One running mesh."""
 
-    def __init__(self, run_dir: Path, nodes: int = 1) -> None:
+    def __init__(self, run_dir: Path, nodes: int = 1, fabric: str = "netns") -> None:
         self.run_dir = run_dir
-        self.started = boot.start(str(run_dir), nodes=nodes)
+        self.started = boot.start(str(run_dir), nodes=nodes, fabric=fabric)
         self.init_pid = self.started.record.init_pid
 
     def apply(self, *objects: dict[str, Any]) -> None:

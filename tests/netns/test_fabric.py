@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -150,6 +151,20 @@ def test_down_leaves_nothing(run_dir: Path) -> None:
 
     assert not run_dir.exists()
     assert not any(_runs(pid) for pid in everybody)
+
+
+def test_the_loopback_fabric_runs_builtin_workloads_and_refuses_others(run_dir: Path) -> None:
+    """Where namespaces are forbidden something still runs, and says what does not; nothing is left."""
+    mesh = Mesh(run_dir, fabric="loopback")
+    mesh.apply(pod("builtin", ports=[{"containerPort": 8080}]), pod("web", *SLEEPER))
+    everybody = members(mesh.init_pid)
+
+    with urllib.request.urlopen(f"http://{mesh.ip('builtin')}:8080/", timeout=5) as answer:
+        assert answer.status == 200
+    assert "built-in workloads only" in mesh.started.notes[0]
+    assert "'sleep'" in mesh.pods()["web"]["status"]["reason"]
+    os.kill(mesh.init_pid, signal.SIGKILL)
+    wait_until(lambda: not any(_runs(pid) for pid in everybody), "every process to end")
 
 
 def test_two_meshes_side_by_side(run_dir: Path) -> None:

@@ -1,0 +1,120 @@
+"""Where a pod lives: namespaces of its own, or (loopback fabric) nothing but an address."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import trio
+
+from ambient.engine.netns import open_netns
+from ambient.errors import AmbientError
+from ambient.fabric import etc_plan, wiring
+from ambient.fabric.initclient import InitClient
+from ambient.fabric.launch import Pause
+from ambient.fabric.nodes import Node
+from ambient.fabric.podsource import PodOrder
+from ambient.fabric.wiring_plan import sysctls
+
+
+class Refused(AmbientError):
+    """This fabric cannot run the pod, and waiting will not help."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lodging:
+    """What a pod was given.
+
+    Attributes:
+        pause: PID inside the mesh of the process that holds the namespaces; 0 for none.
+        netns: Descriptor of its network namespace; None for none.
+        netns_path: The same as a path that every process of the mesh can open, "" for none.
+        home: A directory for programs that name none.
+    """
+
+    pause: int = 0
+    netns: int | None = None
+    netns_path: str = ""
+    home: str = "/"
+
+
+class Places(Protocol):
+    """A way of giving pods a place."""
+
+    def lodge(self, node: Node, order: PodOrder) -> AbstractAsyncContextManager[Lodging]:
+        """Make the pod's place; gone when the block is left."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class NamespacePlaces:
+    """Namespaces, wired to the pod's node.
+
+    Args:
+        rootless: Whether pods live in user namespaces of their own.
+    """
+
+    init: InitClient
+    run_dir: str
+    rootless: bool
+
+    @asynccontextmanager
+    async def lodge(self, node: Node, order: PodOrder) -> AsyncIterator[Lodging]:
+        """See ``Places``."""
+        assert node.netns is not None
+        folder = Path(self.run_dir, "pods", order.file_name)
+        write_etc(folder / "etc", order)
+        request = Pause(
+            hostname=order.name,
+            etc=str(folder / "etc"),
+            hidden=self.run_dir,
+            sysctls=sysctls(self.rootless),
+        )
+        pause = await self.init.pause(request)
+        path = f"/proc/{pause.host_pid}/ns/net"
+        netns = open_netns(path)
+        try:
+            wiring.add_pod(node.plan, node.netns, netns, order.addresses)
+            # The run directory itself: covered by an empty one there, and writable.
+            yield Lodging(pause=pause.pid, netns=netns, netns_path=path, home=self.run_dir)
+        finally:
+            with trio.CancelScope(shield=True):
+                await self.init.kill(pause)
+            os.close(netns)
+            with suppress(OSError):
+                wiring.remove_pod(node.netns, order.addresses)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_etc(folder: Path, order: PodOrder) -> None:
+    """Write what stands in for files of /etc."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    nsswitch = Path("/etc/nsswitch.conf")
+    machine = nsswitch.read_text(errors="replace") if nsswitch.is_file() else ""
+    for name, text in etc_plan.files(order.name, order.namespace, order.addresses, machine).items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+@dataclass(frozen=True, slots=True)
+class LoopbackPlaces:
+    """An address of 127/8 each, for workloads that listen nowhere else: the built-in ones."""
+
+    @asynccontextmanager
+    async def lodge(self, _node: Node, order: PodOrder) -> AsyncIterator[Lodging]:
+        """See ``Places``.
+
+        Raises:
+            Refused: the pod needs a network of its own.
+        """
+        if order.role == "waypoint" or order.mode == "sidecar":
+            raise Refused("proxies need network namespaces; this mesh runs on fabric loopback")
+        for container in order.spec.containers:
+            if container.command:
+                raise Refused(f"fabric loopback runs built-in workloads only, not {container.command[0]!r}")
+        yield Lodging()
