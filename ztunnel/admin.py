@@ -63,42 +63,29 @@ def metrics_routes(metrics: TcpMetrics, proxies: Proxies) -> Routes:
 
 def own_metrics(proxies: Proxies) -> str:
     """What Istio has no stable name for."""
-    dumps = [proxy.statistics() for proxy in proxies.all()]
-    lines = [
-        *_family("ambient_proxies", "gauge", "Workloads served, draining ones included", {"": len(dumps)}),
-        *_family(
-            "ambient_connections_open",
-            "gauge",
-            "Proxied connections without a record yet",
-            {"": sum(each.connections for each in dumps)},
-        ),
-        *_family(
-            "ambient_tunnels_open",
-            "gauge",
-            "HBONE connections",
-            {
-                'role="server"': sum(each.inbound_tunnels for each in dumps),
-                'role="client"': sum(each.outbound_tunnels for each in dumps),
-            },
-        ),
-        *_family(
-            "ambient_handshakes_total",
-            "counter",
-            "TLS handshakes of the workloads served now",
-            {
-                'role="server"': sum(each.inbound_handshakes for each in dumps),
-                'role="client"': sum(each.outbound_handshakes for each in dumps),
-            },
-        ),
-    ]
+    now = [proxy.statistics() for proxy in proxies.all()]
+    connections = sum(each.connections for each in now)
+    tunnels = sum(each.inbound_tunnels for each in now), sum(each.outbound_tunnels for each in now)
+    lines = (
+        *_gauge("ambient_proxies", "Workloads served, draining ones included", len(now)),
+        *_gauge("ambient_connections_open", "Proxied connections without a record yet", connections),
+        *_by_role("ambient_tunnels_open", "gauge", "HBONE connections", tunnels),
+        *_by_role("ambient_handshakes_total", "counter", "TLS handshakes", proxies.handshakes()),
+    )
     return "".join(f"{line}\n" for line in lines)
 
 
-def _family(name: str, kind: str, text: str, samples: dict[str, int]) -> Iterable[str]:
+def _gauge(name: str, text: str, value: int) -> Iterable[str]:
+    yield f"# HELP {name} {text}"
+    yield f"# TYPE {name} gauge"
+    yield f"{name} {value}"
+
+
+def _by_role(name: str, kind: str, text: str, values: tuple[int, int]) -> Iterable[str]:
     yield f"# HELP {name} {text}"
     yield f"# TYPE {name} {kind}"
-    for labels, value in samples.items():
-        yield f"{name}{{{labels}}} {value}" if labels else f"{name} {value}"
+    for role, value in zip(("server", "client"), values, strict=True):
+        yield f'{name}{{role="{role}"}} {value}'
 
 
 def ready_routes(pending: Callable[[], list[str]]) -> Routes:

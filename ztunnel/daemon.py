@@ -84,10 +84,10 @@ class Daemon:
         try:
             await self._follow.run()
         except Unavailable as exc:
-            # Without control there are no certificates and no policy changes: serving on would be stale.
-            log.error("control has gone, draining: %s", exc)
-            await self._finish()
-            raise
+            if not self._synchronised:
+                raise
+            # What we know is still true enough to serve by, until the certificates end.
+            log.error("control has gone, serving on without it: %s", exc)
 
     async def _finish(self) -> None:
         log.info("draining, at most %g s", self._settings.drain_seconds)

@@ -112,7 +112,7 @@ class InboundStream(ProxiedConnection):
             destination=me,
             address=(self._tunnel.pod_ip, HBONE_PORT),
             hbone_address=self._request.authority,
-            service=target.service or _forwarded_host(self._request.headers),
+            service=target.service or self._service_meant(me),
             source_identity=identity,
             destination_identity=self.context.identity,
         )
@@ -140,6 +140,14 @@ class InboundStream(ProxiedConnection):
         if me is None or not self.context.response_baggage:
             return ()
         return (("baggage", format_baggage(baggage_of(me, self.context.cluster))),)
+
+    def _service_meant(self, me: Workload) -> str:
+        # Only a label in records and metrics, and only if there is such a service: nothing rests on it.
+        for name, value in self._request.headers:
+            if name == "forwarded" and (found := parse_forwarded(value)) and found[1]:
+                service = self.context.mesh.service_by_hostname(found[1], me.namespace)
+                return service.key if service else ""
+        return ""
 
     def _cancelled(self) -> None:
         if self._dialling is not None:
@@ -194,12 +202,3 @@ class InboundTunnel:
 
     def _closed(self, exc: Exception | None) -> None:
         self._on_closed(self)
-
-
-def _forwarded_host(headers: Headers) -> str:
-    # Only a label in records and metrics: nothing is decided by it.
-    for name, value in headers:
-        if name == "forwarded":
-            found = parse_forwarded(value)
-            return found[1] if found else ""
-    return ""

@@ -127,10 +127,10 @@ class AgentFollower:
                     log.warning("cannot serve %s: %s", event.workload.uid, exc)
                     return str(exc) or type(exc).__name__
             case WorkloadRemoved(uid):
-                self._remove(uid)
+                await self._remove(uid)
             case SnapshotSent(uids):
                 for uid in self._proxies.running() - uids:
-                    self._remove(uid)
+                    await self._remove(uid)
                 self.snapshot_received = True
         return ""
 
@@ -151,10 +151,10 @@ class AgentFollower:
         self._drained.pop(uid, None)
         log.info("serving %s as %s", uid, event.workload.identity)
 
-    def _remove(self, uid: str) -> None:
+    async def _remove(self, uid: str) -> None:
         self._namespaces.pop(uid, None)
         log.info("draining %s", uid)
-        if not self._proxies.remove(uid) and not self._proxies.is_draining(uid):
+        if not await self._proxies.remove(uid) and not self._proxies.is_draining(uid):
             # Nothing of it is left, and the agent waits to hear so.
             self.drained(uid)
 

@@ -71,6 +71,7 @@ class Proxies:
         self._current: dict[str, WorkloadProxy] = {}
         self._draining: set[WorkloadProxy] = set()
         self._changed = trio.Event()
+        self._handshakes_in = self._handshakes_out = 0
 
     async def add(self, workload: WorkloadInfo, network: PodNetwork) -> None:
         """Serve *workload* in *network*, with its certificate at hand when this returns.
@@ -89,17 +90,22 @@ class Proxies:
             network.close()
             self._forget_certificate(workload.identity)
             raise
-        self.remove(workload.uid)
+        old = self._current.get(workload.uid)
         self._current[workload.uid] = proxy
+        if old is not None:
+            await self._retire(old)
 
-    def remove(self, uid: str) -> bool:
-        """Let *uid* drain; False if it was not served."""
+    async def remove(self, uid: str) -> bool:
+        """Let *uid* drain, its ports being free when this returns; False if it was not served."""
         proxy = self._current.pop(uid, None)
         if proxy is None:
             return False
-        self._draining.add(proxy)
-        proxy.drain()
+        await self._retire(proxy)
         return True
+
+    async def _retire(self, proxy: WorkloadProxy) -> None:
+        self._draining.add(proxy)
+        await proxy.drain()
 
     def running(self) -> frozenset[str]:
         """The uids served now."""
@@ -122,11 +128,12 @@ class Proxies:
         The agent hears of none: its pods are still enrolled, and another ztunnel will serve them.
         """
         self.on_drained = None
-        for uid in tuple(self._current):
-            self.remove(uid)
         with trio.move_on_after(deadline):
+            async with trio.open_nursery() as nursery:
+                for uid in tuple(self._current):
+                    nursery.start_soon(self.remove, uid)
             await self._empty()
-        for proxy in tuple(self._draining):
+        for proxy in self.all():
             proxy.abort(DRAINED)
         with trio.move_on_after(1):
             await self._empty()
@@ -141,6 +148,14 @@ class Proxies:
     def all(self) -> tuple[WorkloadProxy, ...]:
         """Every proxy, draining ones too."""
         return (*self._current.values(), *self._draining)
+
+    def handshakes(self) -> tuple[int, int]:
+        """TLS handshakes since the start of the process: as the server, as the client."""
+        now = [proxy.statistics() for proxy in self.all()]
+        return (
+            self._handshakes_in + sum(each.inbound_handshakes for each in now),
+            self._handshakes_out + sum(each.outbound_handshakes for each in now),
+        )
 
     def _make(self, workload: WorkloadInfo, network: PodNetwork) -> WorkloadProxy:
         around = self._around
@@ -181,6 +196,9 @@ class Proxies:
     def _drained(self, proxy: WorkloadProxy) -> None:
         uid = proxy.context.uid
         self._draining.discard(proxy)
+        ended = proxy.statistics()
+        self._handshakes_in += ended.inbound_handshakes
+        self._handshakes_out += ended.outbound_handshakes
         self._forget_certificate(proxy.context.identity)
         if uid not in self._current and not self.is_draining(uid) and self.on_drained is not None:
             self.on_drained(uid)

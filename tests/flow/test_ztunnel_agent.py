@@ -225,7 +225,7 @@ def test_what_drained_while_the_agent_was_away_is_told_later(tmp_path: Path) -> 
             web = mesh.workload("web")
             assert await agent.add(web, namespace(tmp_path, web)) == ""
             agent.sock.close()
-            mesh.proxies.remove(web.uid)
+            await mesh.proxies.remove(web.uid)
             await until(lambda: not mesh.proxies.all())
             await agent.accept()
             assert await agent.wait_drained() == web.uid

@@ -45,8 +45,8 @@ async def test_a_live_connection_survives_the_removal_of_both_ends(mesh: Loopbac
         stream = await mesh.connect(web, (api.addresses[0], 8080))
         await exchange(stream, b"before")
 
-        assert mesh.proxies.remove(api.uid)
-        assert mesh.proxies.remove(web.uid)
+        assert await mesh.proxies.remove(api.uid)
+        assert await mesh.proxies.remove(web.uid)
         await trio.sleep(0.4)  # Not luck: longer than GOAWAY_DELAY, so that the GOAWAY has arrived.
         await exchange(stream, b"after")
         assert mesh.drained == []
@@ -65,7 +65,7 @@ async def test_a_live_connection_survives_the_removal_of_both_ends(mesh: Loopbac
 async def test_listeners_are_closed_at_once(mesh: LoopbackMesh) -> None:
     """The agent has taken the rules away: who knocks now is lost."""
     web, api = await pair(mesh)
-    mesh.proxies.remove(web.uid)
+    await mesh.proxies.remove(web.uid)
 
     with pytest.raises(OSError, match="refused"):
         await mesh.connect(web, (api.addresses[0], 8080))
@@ -85,7 +85,7 @@ async def test_what_waits_in_the_accept_queue_is_served(mesh: LoopbackMesh) -> N
             mesh.wanted[sock.getsockname()] = (api.addresses[0], 8080)
             sock.connect((web.addresses[0], 15001))
             streams.append(trio.SocketStream(trio.socket.from_stdlib_socket(sock)))
-        mesh.proxies.remove(web.uid)
+        await mesh.proxies.remove(web.uid)
 
         for stream in streams:
             await exchange(stream, b"served")
@@ -101,7 +101,7 @@ async def test_enrolled_again_while_draining_serves_beside_the_old(mesh: Loopbac
     async with application(api, 8080, echo):
         old = await mesh.connect(web, (api.addresses[0], 8080))
         await exchange(old, b"1")
-        mesh.proxies.remove(web.uid)
+        await mesh.proxies.remove(web.uid)
         await mesh.enroll(web)
 
         new = await mesh.connect(web, (api.addresses[0], 8080))
@@ -128,7 +128,7 @@ async def test_a_source_that_still_tunnels_to_a_drained_pod_goes_there_in_plaint
         await exchange(first, b"1")
         await first.aclose()
         await mesh.records(2)
-        mesh.proxies.remove(api.uid)
+        await mesh.proxies.remove(api.uid)
         await until(lambda: api.uid in mesh.drained)
 
         # The decision to tunnel is taken, and then the mesh changes under it.

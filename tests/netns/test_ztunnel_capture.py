@@ -222,7 +222,7 @@ def test_draining_keeps_what_lives_and_new_connections_go_direct() -> None:
             for workload, pod in ((api, server), (web, client)):
                 advertise(mesh, workload, Protocol.TCP)
                 drain_capture(pod)
-                mesh.proxies.remove(workload.uid)
+                await mesh.proxies.remove(workload.uid)
             await still_alive()
             before = len(mesh.journal.records)
             direct = await connect(client, server.ip, 8080)
