@@ -1,0 +1,169 @@
+"""The waypoint: an HBONE server whose tunnels carry requests, which it routes and sends on.
+
+ztunnel --HBONE CONNECT vip:port--> HTTP by host, or bytes --HBONE--> the destination's ztunnel
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import replace
+from functools import partial
+
+from ambient.engine.http_forward import Answer
+from ambient.engine.listener import Listener
+from ambient.engine.tls import TlsChannel, accept_tls
+from ambient.engine.tunnel import TunnelConnection, TunnelRequest
+from ambient.errors import ConfigError, Unavailable
+from ambient.model.address import parse_hostport
+from ambient.model.identity import SpiffeId
+from ambient.model.route import Admission, Admitted, Refuse, Rejected, Route, admit, route_request
+from ambient.model.workload import HBONE_PORT, Workload
+from ambient.wire.http1_heads import RequestHead
+from waypoint.carried import Carried, OpenConnections
+from waypoint.client import Client, speaks_http
+from waypoint.context import Context
+from waypoint.requests import HttpProxy
+from waypoint.served import Served
+from waypoint.upstreams import Upstreams
+
+# Between the closing of the listener and the GOAWAYs: CONNECTs that were on their way are still served.
+GOAWAY_DELAY = 0.25
+
+
+class Gateway:
+    """Serves what names the waypoint of *context* as its waypoint."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self.upstreams = Upstreams(context)
+        self.served = Served(context.mesh, context.uid, context.reactor.now)
+        self.http = HttpProxy(context, self.upstreams, self._route)
+        self.open = OpenConnections()
+        self._tunnels: set[TunnelConnection] = set()
+        self._listeners: list[Listener] = []
+        self.handshakes = 0
+
+    def start(self) -> None:
+        """Listen.
+
+        Raises:
+            OSError: the port is taken.
+        """
+        sock = self._context.network.listen(HBONE_PORT)
+        self._listeners = [Listener(self._context.reactor, sock, self.accepted)]
+
+    def mesh_changed(self) -> None:
+        """Let new routes take hold."""
+        self.served.mesh_changed()
+        self.upstreams.mesh_changed()
+
+    @property
+    def servers(self) -> tuple[HttpProxy, ...]:
+        """Everything that has HTTP clients."""
+        return (self.http,)
+
+    def drain(self) -> None:
+        """Take what was already knocking, then no more; exchanges under way end by themselves."""
+        for listener in self._listeners:
+            listener.accept_pending()
+            listener.close()
+        self.http.server.drain()
+        self._context.reactor.call_later(GOAWAY_DELAY, self._say_goodbye)
+
+    def abort(self) -> None:
+        """End everything now."""
+        self.http.server.abort()
+        self.open.abort()
+        for tunnel in list(self._tunnels):
+            tunnel.close()
+        self.upstreams.abort()
+
+    def _say_goodbye(self) -> None:
+        for tunnel in list(self._tunnels):
+            tunnel.goaway()
+
+    # Tunnels -------------------------------------------------------------------------------
+
+    def accepted(self, sock: socket.socket) -> None:
+        """A source's ztunnel (or another proxy) connected."""
+        me = self.served.me
+        if me is None:
+            sock.close()
+            return
+        try:
+            tls = self._context.svids.context_nowait(me.identity, server=True)
+        except Unavailable:
+            sock.close()
+            return
+        self.handshakes += 1
+        accept_tls(self._context.reactor, sock, tls, self._shaken)
+
+    def _shaken(self, channel: TlsChannel | Exception) -> None:
+        if isinstance(channel, Exception):
+            return  # The socket is closed.
+        peer, local = channel.peer_address, channel.local_address
+        tunnel = TunnelConnection(
+            self._context.reactor,
+            channel,
+            on_request=lambda request: self._requested(request, peer, local[0]),
+            on_closed=lambda exc: self._tunnels.discard(tunnel),
+        )
+        self._tunnels.add(tunnel)
+
+    def _requested(self, request: TunnelRequest, peer: tuple[str, int], local_ip: str) -> None:
+        context, me = self._context, self.served.me
+        if me is None:
+            request.refuse(503, "our own workload is not known yet\n")
+            return
+        identity = request.connection.peer_identity
+        admission = self._admit(me, local_ip, request.authority, identity)
+        if isinstance(admission, Rejected):
+            request.refuse(admission.status, admission.reason + "\n")
+            return
+        source = context.mesh.workload_by_address(peer[0])
+        client = Client("waypoint", admission.ip, admission.port, peer, source, identity)
+        if speaks_http(context.mesh, me.namespace, admission.ip, admission.port):
+            self.http.server.serve(request.accept(), client)
+        else:
+            self._carry(request, client, me)
+
+    def _admit(self, me: Workload, local_ip: str, authority: str, source: SpiffeId) -> Admission:
+        admission = admit(self._context.mesh, me, local_ip, authority, source)
+        if isinstance(admission, Admitted):
+            if admission.ip == local_ip:
+                return Rejected(400, "a waypoint serves others, not itself")
+            return admission
+        try:
+            ip, port = parse_hostport(authority)
+        except ConfigError:
+            return admission
+        late = source.trust_domain == me.trust_domain and self.served.lately(ip)
+        return Admitted(ip, port) if late else admission
+
+    def _carry(self, request: TunnelRequest, client: Client, me: Workload) -> None:
+        route = self._to_endpoint(me, client, "")
+        if isinstance(route, Refuse):
+            request.refuse(503, route.reason + "\n")
+            return
+        target = self.upstreams.target(route)
+        refuse = partial(_refuse, request)
+        Carried(self._context, self.open, client, target, request.accept, refuse).begin(self.upstreams)
+
+    # Routing -------------------------------------------------------------------------------
+
+    def _route(self, client: Client, head: RequestHead) -> Route | Answer:
+        me = self.served.me
+        if me is None:
+            return Answer(503, "our own workload is not known yet", "UH")
+        return self._to_endpoint(me, client, head.host.decode("latin-1"))
+
+    def _to_endpoint(self, me: Workload, client: Client, host: str) -> Route:
+        """By host among what we serve; what the client was admitted to stays served until it leaves."""
+        mesh, chance = self._context.mesh, self._context.chance()
+        if self.served.now(client.ip):
+            return route_request(mesh, me, client.ip, client.port, host, chance)
+        return route_request(mesh, replace(me, waypoint_for=""), client.ip, client.port, "", chance)
+
+
+def _refuse(request: TunnelRequest, exc: Exception) -> None:
+    request.refuse(504 if isinstance(exc, TimeoutError) else 503, f"{exc}\n")
