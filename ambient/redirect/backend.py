@@ -92,6 +92,16 @@ def put(netns: int | None, table: Table) -> None:
             nl.transaction(nft_encode.refill(table))
 
 
+def replace(netns: int | None, table: Table) -> None:
+    """Put *table* in the place of whatever bears its name.
+
+    Connections translated by the old rules live on: the new chains are registered before the old
+    ones go, so conntrack never loses its last one.
+    """
+    with NetlinkSocket(netns, NETLINK_NETFILTER) as nl:
+        nl.transaction(nft_encode.replace(table))
+
+
 def _stands(netns: int, table: Table) -> bool:
     with NetlinkSocket(netns, NETLINK_NETFILTER) as nl:
         if not _chains(nl, table.name):
