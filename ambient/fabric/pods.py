@@ -261,7 +261,7 @@ class PodRunner:
     def _explain(self) -> str:
         if self._failed:
             return self.reason
-        self.reason = "; ".join(each.reason for each in self._containers if each.reason and not each.ready)
+        self.reason = "; ".join(each.reason for each in self._parts() if each.reason and not each.ready)
         return self.reason
 
     def _container_statuses(self) -> list[dict[str, Any]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
 
-from ambient.errors import AmbientError
 from ambient.fabric import polling, probes
 from ambient.fabric.daemons import Daemon, note
 from ambient.fabric.nodes import Node, node_environment
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
     from ambient.fabric.pods import Pods
 
 READY_PORT = 15021
-# A real Envoy needs a second or two on a busy machine.
-READY_SECONDS = 20.0
+# A real Envoy needs a second or two on a busy machine; after that people should hear why not.
+PATIENCE_SECONDS = 4.0
+# Enough for the last line of a log.
+TAIL_BYTES = 4096
 
 
 def environment(base: Mapping[str, str], run_dir: str, node: Node, order: PodOrder) -> dict[str, str]:
@@ -54,6 +57,15 @@ def daemon(base: Mapping[str, str], run_dir: str, node: Node, order: PodOrder, n
     )
 
 
+def last_line(path: str) -> str:
+    """The last line of a log, for a person who wonders."""
+    with suppress(OSError), open(path, "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+        lines = file.read().decode(errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "it says nothing")
+    return "it has no log"
+
+
 class Proxy:
     """One proxy of one pod; ready while it says so on its readiness port."""
 
@@ -67,25 +79,30 @@ class Proxy:
         self._changed = changed
         self.entry: Entry = self._daemon.entry()
         self.ready = False
+        self.reason = ""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run it until cancelled; started when it serves and the pod's traffic goes its way.
 
         Raises:
-            AmbientError: it is not ready in time, or the rules cannot be installed.
+            OSError: the rules cannot be installed.
         """
         async with trio.open_nursery() as nursery:
             self.entry = await nursery.start(self._keeper.keep, self._daemon)
-            with trio.move_on_after(READY_SECONDS) as scope:
-                await self._until_ready()
-            if scope.cancelled_caught:
-                raise AmbientError(
-                    f"{self._daemon.name} was not ready after {READY_SECONDS:g} s: see its log"
-                )
+            nursery.start_soon(self._complain)
+            await self._until_ready()
             if self._daemon.role == "sidecar":
                 backend.install(self._netns, Capture())
             task_status.started()
             await self._follow()
+
+    async def _complain(self) -> None:
+        """Say why the pod does not come up, while it does not; a proxy is waited for as long as it takes."""
+        await trio.sleep(PATIENCE_SECONDS)
+        while not self.ready:
+            self.reason = f"{self._daemon.role} is not ready: {last_line(self._daemon.log)}"
+            self._changed()
+            await trio.sleep(PATIENCE_SECONDS)
 
     async def _follow(self) -> None:
         while True:
@@ -107,4 +124,5 @@ class Proxy:
 
     def _set_ready(self, ready: bool) -> None:
         self.ready = ready
+        self.reason = "" if ready else f"{self._daemon.role} is not ready"
         self._changed()
