@@ -18,6 +18,7 @@ import trio
 
 from ambient.engine.follow import Follow, control_socket
 from ambient.engine.netns import listen_in
+from ambient.engine.nursery import plain_nursery
 from ambient.engine.reactor import Reactor
 from ambient.engine.svids import SvidCache
 from ambient.errors import Unavailable
@@ -61,7 +62,7 @@ class Daemon:
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT, or until control has gone; then drain."""
         with _stop_signals() as stop:
-            async with trio.open_nursery() as nursery:
+            async with plain_nursery() as nursery:
                 nursery.start_soon(self._watch, stop, nursery.cancel_scope)
                 nursery.start_soon(self._follow_control)
                 nursery.start_soon(self._svids.run)
@@ -115,10 +116,7 @@ async def run(reactor: Reactor, settings: Settings) -> None:
     for name in settings.ignored:
         log.warning("%s is set, but this ztunnel does not honour it", name)
     reactor.on_failure = _log_failure
-    try:
-        await Daemon(reactor, settings, control_socket()).run()
-    except* Unavailable as group:
-        raise Unavailable(str(group.exceptions[0])) from group
+    await Daemon(reactor, settings, control_socket()).run()
 
 
 def raise_file_limit() -> None:

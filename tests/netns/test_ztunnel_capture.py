@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import socket
@@ -13,10 +14,11 @@ from ambient.engine.netns import in_netns
 from ambient.model.mesh import Change
 from ambient.model.record import Direction, Flag
 from ambient.model.workload import Protocol, Workload
+from ambient.redirect import backend
+from ambient.redirect.plan import Capture
 from tests.flow.loopback import LoopbackMesh, echo, expect_reset, info_of, read_all, run_mesh, serving, until
 from tests.flow.test_ztunnel_path import STRICT, deny_account
 from tests.lab import Host, Lab, in_namespaces
-from tests.netns.capture import capture, drain_capture, release
 from ztunnel.network import NetnsNetwork
 
 MEGABYTES = 64
@@ -26,15 +28,13 @@ async def enroll(mesh: LoopbackMesh, pod: Host, name: str) -> Workload:
     """Make the pod known, serve it, capture it: in the order of a real enrollment."""
     workload = mesh.workload(name, Protocol.TCP, addresses=(pod.ip, pod.ip6))
     await mesh.proxies.add(info_of(workload), NetnsNetwork(mesh.reactor, os.dup(pod.netns)))
-    capture(pod)
+    backend.install(pod.netns, Capture())
     enrolled = mesh.mesh.workload(workload.uid)
     assert enrolled is not None
     return advertise(mesh, enrolled, Protocol.HBONE)
 
 
 def advertise(mesh: LoopbackMesh, workload: Workload, protocol: Protocol) -> Workload:
-    import dataclasses
-
     changed = dataclasses.replace(workload, protocol=protocol)
     mesh.apply(Change(workloads=(changed,)))
     return changed
@@ -221,7 +221,7 @@ def test_draining_keeps_what_lives_and_new_connections_go_direct() -> None:
             await still_alive()
             for workload, pod in ((api, server), (web, client)):
                 advertise(mesh, workload, Protocol.TCP)
-                drain_capture(pod)
+                backend.drain(pod.netns)
                 await mesh.proxies.remove(workload.uid)
             await still_alive()
             before = len(mesh.journal.records)
@@ -238,7 +238,7 @@ def test_draining_keeps_what_lives_and_new_connections_go_direct() -> None:
             await mesh.records(2)
             await until(lambda: len(mesh.drained) == 2)
             for pod in (client, server):
-                release(pod)
+                backend.remove(pod.netns)
         assert {record.error for record in mesh.journal.records} == {""}
 
     two_pods(body)
