@@ -96,10 +96,9 @@ def summary(run: Mapping[str, Any]) -> str:
         f"{load['rounds']} rounds, {load['duration_seconds']:g} s per mode, fabric {run['fabric']}\n\n"
     )
     modes = align(HEADERS, [mode_row(mode) for mode in run["modes"]])
-    pairs = align(RATIO_HEADERS, ratio_rows(run["ratios"]))
-    gate = ", ".join(
-        f"{name}: {_yes(value)}" for name, value in run["gates"].items() if not isinstance(value, float)
-    )
+    pairs = align(RATIO_HEADERS, ratio_rows(run["ratios"])) if run["ratios"] else ""
+    shown = {name: value for name, value in run["gates"].items() if name != "sidecar_to_envoy_cpu"}
+    gate = ", ".join(f"{name}: {_yes(value)}" for name, value in shown.items())
     notes = "".join(f"* {remark}\n" for remark in remarks(run))
     return f"{first}{modes}\n{pairs}\nGates: {gate}\n{notes}"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ambient.cli.rundirs import own_run_dir
 from ambient.cli.session import DeskCommand, DeskGroup, Session, pass_session
 from ambient.errors import ConfigError
 
@@ -105,14 +105,13 @@ def a_mesh(session: Session, scenario: str, payload: int | None) -> Iterator[tup
         session.say(f"Using the mesh in {session.where}.")
         yield session, False
         return
-    with tempfile.TemporaryDirectory(prefix="ambient-bench-") as folder:
-        own = replace(session, run_dir=Path(folder) / "mesh")
-        try:
-            _start(own, scenario, payload)
-            yield own, True
-        finally:
-            session.say("Taking the mesh down ...")
-            clean.clean(str(own.where))
+    own = replace(session, run_dir=own_run_dir(session.where))
+    try:
+        _start(own, scenario, payload)
+        yield own, True
+    finally:
+        session.say("Taking the mesh down ...")
+        clean.clean(str(own.where))
 
 
 def _start(session: Session, scenario: str, payload: int | None) -> None:

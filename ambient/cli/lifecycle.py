@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ambient.cli.objects import FILE_OPTION, as_wire, read_manifests
+from ambient.cli.rundirs import abandoned
 from ambient.cli.session import DeskCommand, Session, marks, pass_session
 from ambient.errors import Unavailable
 
@@ -107,7 +108,10 @@ def clean(session: Session) -> None:
 
     done = remove.clean(str(session.where))
     body = {"run_dir": str(session.where), "killed": done.killed, "removed": done.removed}
+    body["benches"] = [str(path) for path in abandoned(session.where) if remove.clean(str(path)).anything]
     text = (
-        f"{marks()[0]} removed what was left in {session.where}\n" if done.anything else "Nothing to clean.\n"
+        f"{marks()[0]} removed what was left in {session.where}\n"
+        if done.anything or body["benches"]
+        else "Nothing to clean.\n"
     )
     session.emit("Clean", body, lambda: text)

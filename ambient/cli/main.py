@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -115,8 +116,13 @@ def complain(message: str, code: int) -> int:
 
 
 def main() -> None:
-    """The console script."""
+    """The console script; SIGTERM unwinds like Ctrl-C, so that what was started is taken down."""
+    signal.signal(signal.SIGTERM, _terminated)
     sys.exit(run(sys.argv[1:]))
+
+
+def _terminated(_number: int, _frame: object) -> None:
+    sys.exit(128 + signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -119,6 +119,22 @@ def test_down_and_clean(
     assert capsys.readouterr().out.startswith("√ removed what was left in ")
 
 
+def test_clean_finds_what_a_killed_bench_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its mesh has a run directory of its own; one whose bench still runs is left alone."""
+    monkeypatch.setenv("AMBIENT_RUN_DIR", str(tmp_path / "run"))
+    left, used = tmp_path / f"run-bench-{2**22 + 1}", tmp_path / f"run-bench-{os.getpid()}"
+    left.mkdir()
+    used.mkdir()
+
+    assert run(["clean", "-o", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["benches"] == [str(left)]
+    assert (left.exists(), used.exists()) == (False, True)
+    monkeypatch.setenv("AMBIENT_RUN_DIR", str(tmp_path / "no" / "run"))
+    assert run(["clean"]) == 0
+
+
 def test_exec_becomes_the_command(
     mesh: FakeMesh, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
