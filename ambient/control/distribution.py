@@ -87,12 +87,13 @@ class Link:
         self._answers: list[bytes] = []
         self._told: Registry | None = None
         self._told_pods: tuple[NodePod, ...] | None = None
+        # Nonce -> the version that the daemon had before: one update may carry many versions.
         self._unacked: dict[int, int] = {}
 
     def has_applied(self, version: int) -> bool:
         """Whether the daemon has applied the registry *version*, or one after it."""
         told = self._told is not None and self._told.version >= version
-        return told and all(waiting > version for waiting in self._unacked.values())
+        return told and all(since >= version for since in self._unacked.values())
 
     async def run(self) -> None:
         """Serve the daemon until it goes away or breaks the wire."""
@@ -162,11 +163,12 @@ class Link:
         if self._told is not None and self._told.version == now.version:
             return b""
         change = change_between(self._told, now)
+        since = -1 if self._told is None else self._told.version
         self._told = now
         if is_empty(change):
             return b""
         nonce, data = self._end.update(change)
-        self._unacked[nonce] = now.version
+        self._unacked[nonce] = since
         return data
 
     def _pods(self) -> bytes:

@@ -149,8 +149,17 @@ class Enroller:
         late = [key for key in progress.modes if key not in progress.finished]
         names = ", ".join(f"{name} ({_state(self._cluster.pod(space, name))})" for space, name in late[:3])
         more = f" and {len(late) - 3} more" if len(late) > 3 else ""
-        where = names or "a daemon that has not acked"
-        return f"not done within {timeout:g} s: {where}{more}; it goes on, see: ambient get pods"
+        distribution = self._cluster.distribution
+        slow = ", ".join(map(str, distribution.laggards(self._cluster.registry().version)))
+        where = f"{names}{more}" if names else f"waiting for {slow or 'nobody'}"
+        return f"not done within {timeout:g} s: {where}{self._away(late)}; it goes on, see: ambient get pods"
+
+    def _away(self, late: Iterable[Key]) -> str:
+        """Nodes of late pods whose agent is not there: nothing can happen on them."""
+        pods = [pod for key in late if (pod := self._cluster.pod(*key)) is not None]
+        there = {link.peer.node for link in self._cluster.distribution.links() if link.peer.role == "agent"}
+        away = sorted({pod.node for pod in pods} - there)
+        return f"; no agent on {', '.join(away)}, see: ambient logs agent/{away[0]}" if away else ""
 
     def _result(self, request: Request, plan: Plan, progress: _Progress) -> dict[str, Any]:
         pods = [self._pod_result(key, progress) for key in progress.modes]

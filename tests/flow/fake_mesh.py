@@ -7,7 +7,7 @@ supervisor starts what it is told and says when it is ready. Tests look at what 
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -137,6 +137,7 @@ class FakeFabric:
         self.pods: dict[str, dict[str, Any]] = {}
         self.log: list[str] = []
         self.holding = False
+        self.news = Bell()
 
     async def attach(self, role: str, node: str = "", pod: str = "") -> FakeDaemon:
         """Make a daemon and hand its other end to control."""
@@ -161,6 +162,7 @@ class FakeFabric:
                 else:
                     self.pods[pod["uid"]] = pod
                     await self._start(pod)
+                self.news.ring()
 
     async def _start(self, pod: dict[str, Any]) -> None:
         role = "waypoint" if pod["role"] == "waypoint" else "sidecar" if pod["mode"] == "sidecar" else ""
@@ -205,15 +207,20 @@ class FakeMesh:
             await self.desk.call("enroll", targets=targets, mode=mode, **{"timeout": WAIT_SECONDS, **options})
         )
 
-    async def until(self, condition: Any) -> None:
+    async def until(self, condition: Callable[[], bool]) -> None:
         """Wait for something to become true of the cluster."""
         with trio.fail_after(WAIT_SECONDS):
             await self.cluster.bell.until(condition)
 
+    async def fabric_until(self, condition: Callable[[], bool]) -> None:
+        """Wait for something to become true of what the supervisor runs."""
+        with trio.fail_after(WAIT_SECONDS):
+            await self.fabric.news.until(condition)
+
     async def ready(self) -> None:
         """Wait until every pod is ready and everybody knows."""
         cluster = self.cluster
-        await self.until(lambda: cluster.pods() and all(pod.ready for pod in cluster.pods()))
+        await self.until(lambda: bool(cluster.pods()) and all(pod.ready for pod in cluster.pods()))
         with trio.fail_after(WAIT_SECONDS):
             assert await cluster.distribution.settled(cluster.registry().version) == ()
 
