@@ -129,7 +129,7 @@ class Init:
 
     def _start(self, message: dict[str, Any], fds: Sequence[int]) -> tuple[int, int]:
         if message["kind"] == "pause":
-            return pause.start(decode_pause(message), nested=self._nested)
+            return pause.start(decode_pause(message), fds, nested=self._nested)
         return self._launch(decode_launch(message), fds, confined=not self._nested)
 
     def _launch(self, request: Launch, fds: Sequence[int], *, confined: bool) -> tuple[int, int]:

@@ -103,9 +103,9 @@ class InitClient:
         """
         return await self._ask("launch", request, fds)
 
-    async def pause(self, request: launch.Pause) -> Process:
+    async def pause(self, request: launch.Pause, fds: Sequence[int] = ()) -> Process:
         """Make a pod's namespaces; the process returned holds them."""
-        return await self._ask("pause", request, ())
+        return await self._ask("pause", request, fds)
 
     async def signal(self, process: Process, number: signal.Signals) -> None:
         """Signal *process*, unless init has seen its end."""

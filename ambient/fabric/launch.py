@@ -52,12 +52,15 @@ class Pause:
         etc: Directory whose files stand in for those of the same names in /etc.
         hidden: Directory to cover with an empty one: the mesh's run directory.
         sysctls: Path under /proc/sys -> value, written in the pod's network namespace.
+        netns: Whether the first descriptor sent along is the network namespace to live in
+            (``hostNetwork``), instead of a new one.
     """
 
     hostname: str
     etc: str
     hidden: str
     sysctls: Mapping[str, str] = field(default_factory=dict)
+    netns: bool = False
 
 
 def encode(kind: str, number: int, request: Launch | Pause) -> bytes:
@@ -85,4 +88,5 @@ def decode_pause(message: Mapping[str, Any]) -> Pause:
         etc=message["etc"],
         hidden=message["hidden"],
         sysctls=message["sysctls"],
+        netns=message["netns"],
     )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import NoReturn
 
@@ -33,13 +33,16 @@ _PRIVATE = MountFlag.NO_SUID | MountFlag.NO_DEVICES
 _REMOUNT = MountFlag(0x20)
 
 
-def start(request: Pause, *, nested: bool) -> tuple[int, int]:
+def start(request: Pause, fds: Sequence[int], *, nested: bool) -> tuple[int, int]:
     """Make a pod's namespaces; return the PID of its pause process here and outside."""
 
     def prepare() -> None:
         # Before the nested user namespace: the pod's programs have no power over its network.
-        syscalls.unshare(Namespace.NET)
-        write_sysctls(request.sysctls)
+        if request.netns:
+            syscalls.setns(fds[0], Namespace.NET)
+        else:
+            syscalls.unshare(Namespace.NET)
+            write_sysctls(request.sysctls)
         user = Namespace.USER if nested else Namespace(0)
         uid, gid = os.geteuid(), os.getegid()
         syscalls.unshare(Namespace.MOUNT | Namespace.PID | Namespace.UTS | user)

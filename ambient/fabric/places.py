@@ -69,25 +69,29 @@ class NamespacePlaces:
         assert node.netns is not None
         folder = Path(self.run_dir, "pods", order.file_name)
         write_etc(folder / "etc", order)
+        shared = order.spec.host_network
         request = Pause(
-            hostname=order.name,
+            hostname=node.name if shared else order.name,
             etc=str(folder / "etc"),
             hidden=self.run_dir,
             sysctls=sysctls(self.rootless),
+            netns=shared,
         )
-        pause = await self.init.pause(request)
+        pause = await self.init.pause(request, [node.netns] if shared else [])
         path = f"/proc/{pause.host_pid}/ns/net"
         netns = open_netns(path)
         try:
-            wiring.add_pod(node.plan, node.netns, netns, order.addresses)
+            if not shared:
+                wiring.add_pod(node.plan, node.netns, netns, order.addresses)
             # The run directory itself: covered by an empty one there, and writable.
             yield Lodging(pause=pause.pid, netns=netns, netns_path=path, home=self.run_dir)
         finally:
             with trio.CancelScope(shield=True):
                 await self.init.kill(pause)
             os.close(netns)
-            with suppress(OSError):
-                wiring.remove_pod(node.netns, order.addresses)
+            if not shared:
+                with suppress(OSError):
+                    wiring.remove_pod(node.netns, order.addresses)
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -39,7 +39,7 @@ class Pods:
     environment: Mapping[str, str]
     places: Places
     _running: dict[str, PodRunner] = field(default_factory=dict)
-    _by_address: dict[str, trio.Event] = field(default_factory=dict)
+    _by_name: dict[str, trio.Event] = field(default_factory=dict)
     _changed: trio.Event = field(default_factory=trio.Event)
 
     async def follow(self, control: AdminClient) -> None:
@@ -70,18 +70,18 @@ class Pods:
             self._running[uid].stop()
 
     async def _run(self, runner: PodRunner) -> None:
-        # The same name and addresses again is a restart: the old pod must be gone.
-        address = runner.order.addresses[0]
-        before = self._by_address.get(address)
-        gone = self._by_address[address] = trio.Event()
+        # The same name, and so the same addresses, again is a restart: the old pod must be gone.
+        name = runner.order.full_name
+        before = self._by_name.get(name)
+        gone = self._by_name[name] = trio.Event()
         try:
             if before is not None:
                 await before.wait()
             await runner.run()
         finally:
             gone.set()
-            if self._by_address.get(address) is gone:
-                del self._by_address[address]
+            if self._by_name.get(name) is gone:
+                del self._by_name[name]
             del self._running[runner.order.uid]
             self.ring()
 

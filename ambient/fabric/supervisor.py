@@ -142,7 +142,9 @@ async def _run(settings: Settings, keeper: Keeper, stop: trio.Event) -> None:
             serving.start_soon(pods.follow, keeper.control)
             with trio.fail_after(CONTROL_SECONDS):
                 await _until_control_listens(settings.run_dir)
-            say(settings.ready_fd, {"ready": True})
+            if not say(settings.ready_fd, {"ready": True}):
+                # Who started it gave up, or was interrupted before it could know whom to stop.
+                stop.set()
             await stop.wait()
             # Pods before daemons: a program that says goodbye still finds its network working.
             serving.cancel_scope.cancel()
@@ -156,11 +158,15 @@ async def _until_control_listens(run_dir: str) -> None:
     await polling.until(listens)
 
 
-def say(ready_fd: int, message: dict[str, object]) -> None:
-    """Tell whoever started the mesh how that went; once."""
-    with suppress(OSError):
+def say(ready_fd: int, message: dict[str, object]) -> bool:
+    """Tell whoever started the mesh how that went, once; return whether anybody listens."""
+    try:
         os.write(ready_fd, json.dumps(message).encode() + b"\n")
+    except BrokenPipeError:
+        return False
+    finally:
         os.close(ready_fd)
+    return True
 
 
 def reasons(exc: BaseException) -> list[BaseException]:
@@ -180,7 +186,8 @@ def main() -> None:
     except* (AmbientError, OSError, trio.TooSlowError) as group:
         why = "; ".join(str(each) or type(each).__name__ for each in reasons(group))
         note(f"the mesh cannot go on: {why}")
-        say(settings.ready_fd, {"error": f"{why} (see {settings.run_dir}/logs)"})
+        with suppress(OSError):  # It may have been told "ready" long ago.
+            say(settings.ready_fd, {"error": f"{why} (see {settings.run_dir}/logs)"})
         sys.exit(1)
 
 

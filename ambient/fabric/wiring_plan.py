@@ -37,6 +37,8 @@ NODE_SYSCTLS = {
     "net/ipv4/conf/default/rp_filter": "0",
     "net/ipv4/conf/all/send_redirects": "0",
     "net/ipv4/conf/default/send_redirects": "0",
+    # For programs of pods that share the node's network; see below.
+    "net/ipv4/ip_unprivileged_port_start": "0",
 }
 POD_SYSCTLS = {
     # Port 80 for programs that are nobody's root.

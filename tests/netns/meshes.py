@@ -78,6 +78,10 @@ class Mesh:
         argv = enter.command(self.init_pid, self.pid(name), command, **options)
         return _run(argv)
 
+    def wait_for(self, condition: Callable[[], bool], what: str) -> None:
+        """See ``wait_until``."""
+        wait_until(condition, what)
+
     def run_outside(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run a command in the outer network."""
         return _run(enter.command(self.init_pid, 0, command))
