@@ -37,8 +37,24 @@ class LiveMesh:
         self._scenario = scenario
         self._control = BlockingAdminClient.connect(run_dir / "control.sock", SWITCH_SECONDS)
         self._fabric = BlockingAdminClient.connect(run_dir / "fabric.sock", SWITCH_SECONDS)
-        self._waypoint = False
-        self.status: Mapping[str, Any] = self._fabric.call("status")
+        try:
+            self._waypoint = self._has_waypoint()
+            self.status: Mapping[str, Any] = self._fabric.call("status")
+        except AmbientError:
+            self.close()
+            raise
+
+    def _has_waypoint(self) -> bool:
+        """Whether the waypoint that a bench would make is there already, left by an earlier one.
+
+        Raises:
+            AmbientError: another one is in the way, which bench must not take away.
+        """
+        found = self._control.call("waypoint_list")["items"]
+        mine = {str(one["name"]) for one in found if one["namespace"] == self._scenario.namespace}
+        if others := mine - {WAYPOINT}:
+            raise AmbientError(f"waypoint {others.pop()!r} would be measured in every mode; delete it first")
+        return bool(mine)
 
     def close(self) -> None:
         """Close the connections; the mesh goes on."""

@@ -81,15 +81,6 @@ def age(seconds: float) -> str:
     return f"{whole // 86400}d"
 
 
-def short_bytes(count: float) -> str:
-    """A size in binary units, one decimal: ``25.3Mi``."""
-    for unit in ("", "Ki", "Mi"):
-        if count < 1024:
-            return f"{count:.1f}{unit}" if unit else f"{count:.0f}"
-        count /= 1024
-    return f"{count:.1f}Gi"
-
-
 def one_line(text: str) -> str:
     """*text* on one line: an error is never more."""
     return " ".join(text.split())
