@@ -28,6 +28,8 @@ from ambient.fabric import clean, machine, rundir
 # Control, agents and ztunnels are ready in under 2 s on the machine this was written on; the rest
 # is for slow and busy ones.
 START_SECONDS = 30.0
+# From the fork of init to its first act; picked, not measured.
+RECORD_SECONDS = 1.0
 LOOPBACK_NOTE = "fabric loopback: built-in workloads only, no service names, nothing can be enrolled"
 
 
@@ -139,6 +141,12 @@ def _boot(run_dir: str, nodes: int, fabric: str, timeout: float) -> None:
     os.close(writer)
     try:
         _await_ready(reader, run_dir, timeout)
+    except KeyboardInterrupt:
+        # Whoever changed their mind wants no logs. Not before the record is there to find init by.
+        process.wait()
+        _wait_for_record(run_dir)
+        clean.clean(run_dir)
+        raise
     except BaseException:
         clean.kill(run_dir)
         raise
@@ -160,6 +168,13 @@ def _await_ready(reader: int, run_dir: str, timeout: float) -> None:
     message = json.loads(said.splitlines()[0])
     if "error" in message:
         raise AmbientError(message["error"])
+
+
+def _wait_for_record(run_dir: str) -> None:
+    """Init writes it first of all; without one there was no init."""
+    deadline = time.monotonic() + RECORD_SECONDS
+    while rundir.read(run_dir) is None and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def _last_line(run_dir: str) -> str:
