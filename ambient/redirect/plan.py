@@ -58,6 +58,8 @@ from ambient.wire.nft import (
 )
 
 TABLE = "ambient"
+# The same rules where a sidecar holds them, so that the node's agent never takes them for its own.
+SIDECAR_TABLE = "ambient_sidecar"
 
 # Istio's ports.
 OUTBOUND_PORT, INBOUND_PORT, HBONE_PORT, DNS_CAPTURE_PORT = 15001, 15006, 15008, 15053
@@ -88,15 +90,17 @@ class Capture:
 
     Attributes:
         dns: Its DNS queries too.
+        table: Whose rules they are: ``TABLE`` (the agent's) or ``SIDECAR_TABLE``.
     """
 
     dns: bool = False
+    table: str = TABLE
 
 
 def capture_plan(capture: Capture) -> Table:
     """The rules of an enrolled pod. Install them only when every port they lead to has a listener."""
     return Table(
-        TABLE,
+        capture.table,
         (
             Chain("pre", _inbound(), _PRE),
             Chain("out_route", ((ConnectionMark(RETURN_MARK, MARK_MASK), RestoreMark()),), _OUT_ROUTE),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from ipaddress import ip_address
+from pathlib import Path
 
 from ambient.engine.netlink import NetlinkSocket
 from ambient.redirect.plan import HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT
@@ -40,15 +42,28 @@ def reset(netns: int, connections: tuple[TcpSocket, ...]) -> int:
     return ended
 
 
+def held_by(inode: int, pids: Iterable[int]) -> bool:
+    """Whether one of *pids* holds the socket."""
+    return any(_holds(pid, inode) for pid in pids)
+
+
 def owner(inode: int) -> str:
     """Which process holds the socket, as ``"nginx (pid 71)"``; "" if none that we may look at."""
-    target = f"socket:[{inode}]"
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        with suppress(OSError):
-            if any(os.readlink(f"/proc/{pid}/fd/{fd}") == target for fd in os.listdir(f"/proc/{pid}/fd")):
-                with open(f"/proc/{pid}/comm") as file:
-                    return f"{file.read().strip()} (pid {pid})"
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        if _holds(pid, inode):
+            with suppress(OSError):
+                return f"{Path(f'/proc/{pid}/comm').read_text().strip()} (pid {pid})"
     return ""
+
+
+def _holds(pid: int, inode: int) -> bool:
+    target = f"socket:[{inode}]"
+    with suppress(OSError):
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(FileNotFoundError):  # Closed meanwhile.
+                if os.readlink(f"/proc/{pid}/fd/{fd}") == target:
+                    return True
+    return False
 
 
 def _sockets(netns: int, *states: int) -> list[TcpSocket]:

@@ -1,0 +1,310 @@
+"""One pod of the node: brought to where control wants it, in the order that loses no connection.
+
+    enroll     namespace and ports checked -> ztunnel listens -> rules, at once -> "enrolled"
+    release    rules that capture nothing new -> ztunnel stops listening -> "draining"
+               -> ztunnel: the last captured connection ended -> no rules -> "none"
+
+What is refused leaves nothing behind. Where the pod stands is read from its namespace when the agent
+starts, so an agent may come and go without anybody noticing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+import trio
+
+from ambient.engine.netns import netns_identity, open_netns
+from ambient.errors import AmbientError, ConfigError
+from ambient.model.identity import DEFAULT_TRUST_DOMAIN, SpiffeId
+from ambient.redirect import backend, sockets
+from ambient.redirect.backend import Standing
+from ambient.redirect.plan import Capture
+from ambient.wire.xds import NodePod, PodReport
+from ambient.wire.zds import WorkloadInfo
+
+log = logging.getLogger("agent")
+
+
+class State(Enum):
+    """Where a pod stands; the values go into reports."""
+
+    NONE = "none"
+    ENROLLED = "enrolled"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+class Ztunnel(Protocol):
+    """The part of ``ZdsServer`` that a pod needs."""
+
+    def pids(self) -> frozenset[int]:
+        """The processes of the node's ztunnels."""
+        ...
+
+    async def add(self, workload: WorkloadInfo, netns: int) -> None:
+        """Serve; raises ``Unavailable``."""
+        ...
+
+    async def delete(self, uid: str) -> None:
+        """Stop serving."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What all pods of the node share."""
+
+    ztunnel: Ztunnel
+    report: Callable[[PodReport], None]
+
+
+class PodKeeper:
+    """Keeps one pod as ``pod`` says.
+
+    Attributes:
+        pod: What control said last.
+        state: Where it stands.
+    """
+
+    def __init__(self, pod: NodePod, around: Around) -> None:
+        self.pod = pod
+        self.state = State.NONE
+        self._around = around
+        self._netns: int | None = None
+        self._served = False
+        self._drained = False
+        self._gone = False
+        self._asked = True
+        self._changed = trio.Event()
+        self._changed.set()
+
+    def want(self, pod: NodePod) -> None:
+        """Control's newest word."""
+        if pod != self.pod:
+            self.pod = pod
+            self._wake()
+
+    def gone(self) -> None:
+        """The pod is no more; ``run`` cleans up and returns."""
+        self._gone = True
+        self._changed.set()
+
+    def drained(self) -> None:
+        """ztunnel's word that no captured connection is left."""
+        self._drained = True
+        self._changed.set()
+
+    def refused(self, reason: str) -> None:
+        """A ztunnel that came anew cannot serve the captured pod: let go of it rather than swallow it."""
+        log.error("%s is captured, and ztunnel cannot serve it: %s", self.pod.uid, reason)
+        self.state = State.DRAINING
+        self._wake()
+
+    def named(self) -> tuple[WorkloadInfo, int] | None:
+        """For ztunnel's snapshot: whom to serve and where, if the pod is captured."""
+        if self._served and self._netns is not None:
+            return self._workload(), self._netns
+        return None
+
+    def recall(self) -> None:
+        """Read from the kernel where the pod stands; for an agent that has just started."""
+        try:
+            match backend.standing(self._open()):
+                case Standing.CAPTURED | Standing.DAMAGED:
+                    self.state, self._served = State.ENROLLED, True
+                case Standing.DRAINING:
+                    self.state = State.DRAINING
+                case Standing.NONE:
+                    self.state = State.NONE
+        except (OSError, AmbientError) as exc:
+            log.debug("%s: %s", self.pod.uid, exc)
+
+    async def run(self) -> None:
+        """Follow ``want`` until ``gone``. A cancelled one leaves the pod as it stands: agents come and go."""
+        try:
+            while not self._gone:
+                await self._changed.wait()
+                self._changed = trio.Event()
+                if not self._gone:
+                    await self._converge()
+            await self._forget()
+        finally:
+            if self._netns is not None:
+                os.close(self._netns)
+                self._netns = None
+
+    def _wake(self) -> None:
+        self._asked = True
+        self._changed.set()
+
+    async def _converge(self) -> None:
+        asked, self._asked = self._asked, False
+        started = trio.current_time()
+        match self.pod.mode == "ambient", self.state:
+            case True, State.ENROLLED:
+                await self._mend(asked)
+            case True, _:
+                if asked:
+                    await self._enroll(started)
+            case False, State.ENROLLED | State.FAILED:
+                await self._release(started)
+            case False, State.DRAINING if self._drained:
+                await self._finish()
+            case False, State.DRAINING if asked:
+                await self._release(started)
+            case False, State.NONE if asked:
+                self._report()
+
+    async def _enroll(self, started: float) -> None:
+        try:
+            kept = await self._capture(self._open())
+        except (OSError, AmbientError) as exc:
+            reason = str(exc) or type(exc).__name__
+            log.error("%s is not enrolled: %s", self.pod.uid, reason)
+            self.state = State.FAILED
+            self._report(reason, started=started)
+            return
+        self.state = State.ENROLLED
+        log.info("%s is enrolled; %d established connections kept", self.pod.uid, kept)
+        self._report(kept=kept, started=started)
+
+    async def _capture(self, netns: int) -> int:
+        """Listeners, then rules; returns the number of connections left alone."""
+        self._check(netns)
+        was = self.state
+        try:
+            self._drained = False
+            await self._around.ztunnel.add(self._workload(), netns)
+            # From here on a ztunnel that comes anew is told of it, though the rules are not there yet.
+            self._served = True
+            return await trio.to_thread.run_sync(_install, netns, self.pod)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await self._undo(netns, was)
+            raise
+
+    async def _undo(self, netns: int, was: State) -> None:
+        """Back to where it was: nothing, or draining."""
+        self._served = False
+        undo = backend.drain if was is State.DRAINING else backend.remove
+        with suppress(OSError):
+            await trio.to_thread.run_sync(undo, netns)
+        await self._around.ztunnel.delete(self.pod.uid)
+
+    async def _mend(self, asked: bool) -> None:
+        """It is enrolled as it should be; make sure of the rules and say so."""
+        try:
+            await trio.to_thread.run_sync(backend.install, self._open(), _capture_of(self.pod))
+        except (OSError, AmbientError) as exc:
+            log.error("the rules of %s cannot be mended: %s", self.pod.uid, exc)
+        if asked:
+            self._report()
+
+    async def _release(self, started: float) -> None:
+        try:
+            netns = self._open()
+            if backend.standing(netns) is Standing.NONE:
+                raise ConfigError("it is not captured")
+            await trio.to_thread.run_sync(backend.drain, netns)
+        except (OSError, AmbientError) as exc:
+            log.info("%s has nothing to release: %s", self.pod.uid, exc)
+            self.state = State.NONE
+            self._report(started=started)
+            return
+        self.state, self._served, self._drained = State.DRAINING, False, False
+        await self._around.ztunnel.delete(self.pod.uid)
+        if not self._drained:
+            self._report(started=started)
+
+    async def _finish(self) -> None:
+        if self._netns is not None:
+            with suppress(OSError):
+                await trio.to_thread.run_sync(backend.remove, self._netns)
+        self.state = State.NONE
+        log.info("%s has left the mesh", self.pod.uid)
+        self._report()
+
+    async def _forget(self) -> None:
+        """ztunnel need not serve it any more; if its namespace lives on, nothing there leads nowhere."""
+        if self.state not in (State.ENROLLED, State.DRAINING):
+            return
+        self._served = False
+        await self._around.ztunnel.delete(self.pod.uid)
+        if self._netns is not None:
+            with suppress(OSError):
+                await trio.to_thread.run_sync(backend.remove, self._netns)
+
+    def _open(self) -> int:
+        """The pod's namespace, opened once: its path may come to mean another one.
+
+        Raises:
+            ConfigError: there is none, or it is not the pod's own.
+        """
+        if self._netns is None:
+            try:
+                self._netns = open_netns(self.pod.netns)
+            except OSError as exc:
+                raise ConfigError(f"no network namespace {self.pod.netns!r}: {exc.strerror}") from exc
+        return self._netns
+
+    def _check(self, netns: int) -> None:
+        """Refuse what cannot be captured, before anything is done.
+
+        Raises:
+            ConfigError: with the reason for the operator.
+        """
+        own = open_netns("/proc/self/ns/net")
+        try:
+            if netns_identity(own) == netns_identity(netns):
+                raise ConfigError(
+                    "it is in the node's own network namespace (hostNetwork): cannot be captured"
+                )
+        finally:
+            os.close(own)
+        for found in sockets.listeners(netns):
+            if not sockets.held_by(found.inode, self._around.ztunnel.pids()):
+                who = sockets.owner(found.inode) or "another process"
+                raise ConfigError(f"port {found.local_port} is taken by {who}")
+
+    def _workload(self) -> WorkloadInfo:
+        pod = self.pod
+        return WorkloadInfo(
+            uid=pod.uid,
+            name=pod.name,
+            namespace=pod.namespace,
+            service_account=pod.service_account,
+            identity=SpiffeId(DEFAULT_TRUST_DOMAIN, pod.namespace, pod.service_account),
+            dns_capture=pod.dns_capture,
+        )
+
+    def _report(self, reason: str = "", *, kept: int = -1, started: float = 0.0) -> None:
+        took = trio.current_time() - started if started else 0.0
+        self._around.report(
+            PodReport(
+                pod=self.pod.uid,
+                state=self.state.value,
+                reason=reason,
+                established_kept=kept,
+                duration_ms=round(took * 1000, 3),
+            )
+        )
+
+
+def _capture_of(pod: NodePod) -> Capture:
+    return Capture(dns=pod.dns_capture)
+
+
+def _install(netns: int, pod: NodePod) -> int:
+    """Install the rules and do with older connections what *pod* says; returns how many are kept."""
+    older = sockets.established(netns)
+    backend.install(netns, _capture_of(pod))
+    if pod.existing != "reset":
+        return len(older)
+    return len(older) - sockets.reset(netns, older)
