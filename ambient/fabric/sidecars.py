@@ -15,7 +15,7 @@ from ambient.fabric.nodes import Node, node_environment
 from ambient.fabric.podsource import PodOrder
 from ambient.fabric.table import Entry
 from ambient.redirect import backend
-from ambient.redirect.plan import Capture
+from ambient.redirect.plan import SIDECAR_TABLE, Capture
 
 if TYPE_CHECKING:
     from ambient.fabric.pods import Pods
@@ -92,7 +92,7 @@ class Proxy:
             nursery.start_soon(self._complain)
             await self._until_ready()
             if self._daemon.role == "sidecar":
-                backend.install(self._netns, Capture())
+                backend.install(self._netns, Capture(table=SIDECAR_TABLE))
             task_status.started()
             await self._follow()
 
