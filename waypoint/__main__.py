@@ -47,12 +47,11 @@ def _run(options: argparse.Namespace, settings: Settings) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if options.engine == "envoy":
-        from waypoint.envoy_daemon import run as run_envoy
-
         if options.role == "waypoint":
             raise ConfigError("--engine envoy serves sidecars; waypoints are ours")
-        host_run(functools.partial(run_envoy, settings=settings))
-        return
+        from waypoint.envoy_process import become_envoy
+
+        become_envoy(settings)
     from waypoint.daemon import run
 
     host_run(functools.partial(run, settings=settings, role=options.role))
