@@ -15,7 +15,7 @@ import socket
 from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
-from ambient.engine.dial import Dialling, dial_socket
+from ambient.engine.dial import dial_socket
 from ambient.engine.netns import CLONE_NEWNET, PROXY_MARK, listen_in, netns_identity, original_destination
 from ambient.engine.reactor import Reactor
 from ztunnel.source_port_plan import MAX_ATTEMPTS, SourcePorts
@@ -93,7 +93,7 @@ class NetnsNetwork:
             return self.dial_from(address, on_done, None)
         return _SpoofedDial(self, self._ports, address, source, on_done)
 
-    def dial_from(self, address: Address, on_done: OnDialled, source: Address | None) -> Dialling:
+    def dial_from(self, address: Address, on_done: OnDialled, source: Address | None) -> Cancellable:
         """One attempt, from exactly *source* if it is given."""
         return dial_socket(
             self._reactor,
@@ -135,7 +135,7 @@ class _SpoofedDial:
     def cancel(self) -> None:
         self._dialling.cancel()
 
-    def _dial(self) -> Dialling:
+    def _dial(self) -> Cancellable:
         ip, client_port = self._source
         port = self._ports.candidate(self._attempt, client_port)
         return self._network.dial_from(self._address, self._dialled, (ip, port))

@@ -1,0 +1,67 @@
+"""Lines are gathered, and none is lost."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from ambient.engine.reactor import Reactor
+from ambient.model.record import AccessRecord, Direction, Flag, Peer
+from ztunnel import journal
+from ztunnel.journal import Journal
+from ztunnel.metrics import TcpMetrics, Traffic
+
+RECORD = AccessRecord(
+    ended=datetime(2026, 1, 1, tzinfo=UTC),
+    direction=Direction.INBOUND,
+    source=Peer(address="10.0.0.1:1"),
+    destination=Peer(address="10.0.0.2:2"),
+    flag=Flag.DENY,
+    error="no",
+)
+
+
+def test_records_of_one_batch_are_one_write() -> None:
+    """A write for each connection costs more than the record."""
+    reactor, written = Reactor(), list[str]()
+    log = Journal(reactor, TcpMetrics(), write=written.append)
+    series = log.opened(Traffic(reporter="destination", source=None, destination=None))
+
+    log.ended(RECORD, series, requested=3, responded=5)
+    log.ended(RECORD, None, requested=0, responded=0)
+    assert written == []
+    reactor.run_once(0)
+    log.flush()
+
+    assert len(written) == 1
+    assert written[0].count("\n") == 2
+    assert 'response_flags="DENY"} 1' in log.metrics.exposition()
+    assert (series.sent, series.received) == (5, 3)
+    reactor.close()
+
+
+def test_json_on_request() -> None:
+    """For machines."""
+    reactor, written = Reactor(), list[str]()
+    log = Journal(reactor, TcpMetrics(), write=written.append, json=True)
+    log.ended(RECORD, None, requested=0, responded=0)
+    log.flush()
+
+    assert written[0].startswith('{"level": "error"')
+    assert abs((datetime.now(UTC) - log.now()).total_seconds()) < 5
+    reactor.close()
+
+
+def test_a_line_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel may take less than it is given."""
+    file = tmp_path / "log"
+    with file.open("wb") as output:
+        monkeypatch.setattr(journal, "LOG_FD", output.fileno())
+        real = os.write
+        monkeypatch.setattr("ztunnel.journal.os.write", lambda fd, data: real(fd, bytes(data[:7])))
+        journal.write_log("a line that is longer than seven bytes\n")
+
+    assert file.read_text() == "a line that is longer than seven bytes\n"
