@@ -18,8 +18,8 @@ from ambient.fabric.launch import Launch
 from ambient.fabric.restart_plan import Backoff
 from ambient.fabric.table import Entry, Table
 
-# From SIGTERM to SIGKILL for a daemon that is taken down; picked, not measured.
-PATIENCE_SECONDS = 3.0
+# From SIGTERM to SIGKILL for a daemon; longer than a proxy's drain (5 s by default, as Istio's).
+PATIENCE_SECONDS = 8.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

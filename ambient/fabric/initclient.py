@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import itertools
 import json
+import math
 import signal
 import socket
 from collections.abc import Sequence
@@ -63,9 +64,14 @@ class InitClient:
 
     Args:
         sock: Our end of the SEQPACKET pair; becomes ours to close.
+
+    Attributes:
+        hurry: No process gets more than this many seconds to stop; lowered when the mesh goes down,
+            where nobody is left to be served until the end.
     """
 
     def __init__(self, sock: socket.socket) -> None:
+        self.hurry = math.inf
         self._sock = trio.socket.from_stdlib_socket(sock)
         self._numbers = itertools.count(1)
         self._asking = trio.Lock()
@@ -114,7 +120,7 @@ class InitClient:
 
     async def stop(self, process: Process, patience: float) -> None:
         """SIGTERM, then SIGKILL after *patience* seconds; return when it has ended."""
-        with trio.move_on_after(patience):
+        with trio.move_on_after(min(patience, self.hurry)):
             await self.signal(process, signal.SIGTERM)
             await process.wait()
             return

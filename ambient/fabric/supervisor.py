@@ -32,6 +32,8 @@ from ambient.fabric.wiring_plan import NodePlan
 
 # From the start of control to its first answer; it imports and makes a CA in well under a second.
 CONTROL_SECONDS = 20.0
+# From SIGTERM to SIGKILL of everything in a mesh that goes down; picked, not measured.
+HURRY_SECONDS = 1.0
 # Names that are the fabric's own business, and not its daemons'.
 _PRIVATE_NAMES = ("AMBIENT_INIT_FD", "AMBIENT_READY_FD", "AMBIENT_NODES", "AMBIENT_FABRIC")
 
@@ -97,7 +99,7 @@ async def _with_control(settings: Settings, init: InitClient, stop: trio.Event) 
             await _run(settings, keeper, stop)
         finally:
             with trio.CancelScope(shield=True):
-                await init.stop(entry.process, 3.0)
+                await init.stop(entry.process, HURRY_SECONDS)
 
 
 def control_daemon(settings: Settings, environment: Mapping[str, str]) -> Daemon:
@@ -146,6 +148,7 @@ async def _run(settings: Settings, keeper: Keeper, stop: trio.Event) -> None:
                 # Who started it gave up, or was interrupted before it could know whom to stop.
                 stop.set()
             await stop.wait()
+            keeper.init.hurry = HURRY_SECONDS
             # Pods before daemons: a program that says goodbye still finds its network working.
             serving.cancel_scope.cancel()
         daemons.cancel_scope.cancel()
