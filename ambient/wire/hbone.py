@@ -704,8 +704,7 @@ class HboneConnection(FrameSplitter):
         self._out += f.rst_stream(stream_id, code)
 
     def _forget(self, stream: Stream) -> None:
-        if self.streams.pop(stream.stream_id, None) is None:
-            return
+        del self.streams[stream.stream_id]
         stream.local_closed = stream.remote_closed = True
         stream.tail = b""
         self._windows.give(stream.window - FIRST_WINDOW_BYTES)

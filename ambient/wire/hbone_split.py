@@ -10,6 +10,8 @@ DATA and frames to be ignored are never gathered. ``HboneConnection`` is the one
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from ambient.errors import RemoteProtocolError
 from ambient.wire import hbone_frames as f
 from ambient.wire.hbone_events import DataReceived, Event, Stream, StreamEnded
@@ -33,7 +35,7 @@ class HboneError(RemoteProtocolError):
         self.code = code
 
 
-class FrameSplitter:
+class FrameSplitter(ABC):
     """The parser's half of a connection: state between two reads, and the loop over one."""
 
     def __init__(self, *, preface: bool) -> None:
@@ -158,18 +160,18 @@ class FrameSplitter:
 
     # What the connection decides -----------------------------------------------------------------
 
+    @abstractmethod
     def _starts(self, kind: int, flags: int, stream_id: int, size: int) -> bool:
         """Judge a frame by its header; True: its payload is not to be gathered."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _control(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         """Obey one gathered frame."""
-        raise NotImplementedError
 
+    @abstractmethod
     def credit(self, stream: Stream, amount: int) -> None:
         """Give the peer *amount* bytes of the stream's window back."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _forget(self, stream: Stream) -> None:
         """Both directions have ended."""
-        raise NotImplementedError
