@@ -18,6 +18,8 @@ from ambient.model.addressing import (
     lowest_free,
 )
 
+PODS_PER_NODE = LAST_POD_INDEX - FIRST_POD_INDEX + 1
+
 
 class AddressBook:
     """Hands out addresses of one plan; nodes are numbered from 1 in the order of *nodes*."""
@@ -33,6 +35,15 @@ class AddressBook:
     def of_node(self, node: str) -> tuple[str, ...]:
         """The node's own addresses, towards the other nodes."""
         return self.plan.node(self._numbers[node]).uplink
+
+    @property
+    def capacity(self) -> int:
+        """How many pods fit."""
+        return len(self._numbers) * PODS_PER_NODE
+
+    def has_room(self, node: str) -> bool:
+        """Whether another pod fits on *node*."""
+        return len(self._pods[node]) < PODS_PER_NODE
 
     def new_pod(self, node: str) -> tuple[str, ...]:
         """Addresses for another pod on *node*.

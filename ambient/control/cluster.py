@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import trio
 
 from ambient.control.address_book import AddressBook
 from ambient.control.bell import Bell
-from ambient.control.capture_plan import Phase, published, reported, step
+from ambient.control.capture_plan import Capture, Phase, published, reported, step
 from ambient.control.distribution import Distribution, Peer
 from ambient.control.issuer import Issuer
 from ambient.control.pods import Pod, Role, Status
@@ -37,6 +38,9 @@ from ambient.wire.xds import NodePod, PodReport
 
 log = logging.getLogger("ambient.control")
 
+# Namespace and name of a pod: what stays when it is started anew.
+Key: TypeAlias = tuple[str, str]
+
 
 class Cluster:
     """What was asked for, what runs, and what everybody is told.
@@ -56,6 +60,7 @@ class Cluster:
         self.pod_labels: dict[tuple[str, str], dict[str, str | None]] = {}
         self.book = AddressBook()
         self._pods: dict[str, Pod] = {}
+        self._by_key: dict[Key, Pod] = {}
         self._generations: dict[tuple[str, str], int] = {}
         self._programmed: set[tuple[str, str]] = set()
         self._watchers: list[trio.MemorySendChannel[dict[str, Any]]] = []
@@ -72,7 +77,7 @@ class Cluster:
 
     def pod(self, namespace: str, name: str) -> Pod | None:
         """The pod of this name, or None."""
-        return next((each for each in self._pods.values() if each.key == (namespace, name)), None)
+        return self._by_key.get((namespace, name))
 
     def desired(self, pod: Pod) -> Mode:
         """The mode that the labels ask for."""
@@ -122,6 +127,8 @@ class Cluster:
         """Take the supervisor's word on a pod; of one that is gone it does not matter."""
         pod = self._pods.get(uid)
         if pod is not None and pod.status != status:
+            if pod.capture.phase is Phase.FAILED and pod.status.pid != status.pid:
+                pod.capture = Capture()  # What stood in the way may have ended with the old process.
             pod.status = status
             self.changed()
 
@@ -194,38 +201,37 @@ class Cluster:
         wanted = {(each.namespace, each.name): each for each in self._wanted}
         moved = [self._remove_ended(pod, wanted) for pod in list(self._pods.values()) if pod.ending]
         moved += [self._end(pod) for pod in self._outdated(wanted)]
-        there = {pod.key for pod in self._pods.values()}
-        moved += [self._add(each) for key, each in wanted.items() if key not in there]
+        moved += [self._add(each) for key, each in wanted.items() if key not in self._by_key]
         return any(moved)
 
-    def _outdated(self, wanted: Mapping[tuple[str, str], Wanted]) -> Iterator[Pod]:
-        """Pods that nobody wants, or wants otherwise; of a Deployment only when its new ones are ready."""
-        unready = {self._owner(w) for key, w in wanted.items() if not self._is_ready(key)}
+    def _outdated(self, wanted: Mapping[Key, Wanted]) -> Iterator[Pod]:
+        """Pods that nobody wants, or wants otherwise; never so many that an owner has too few ready ones."""
+        spare = self._spare(wanted)
         for pod in list(self._pods.values()):
             if pod.ending:
                 continue
-            if (now := wanted.get(pod.key)) is None:
-                if (pod.namespace, pod.owner) not in unready:
+            owner = (pod.namespace, pod.owner)
+            if (now := wanted.get(pod.key)) is not None:
+                if now.spec != pod.spec:
                     yield pod
-            elif now.spec != pod.spec:
+            elif not pod.ready or spare[owner] > 0:
+                spare[owner] -= pod.ready
                 yield pod
 
-    def _is_ready(self, key: tuple[str, str]) -> bool:
-        pod = self.pod(*key)
-        return pod is not None and pod.ready
-
-    @staticmethod
-    def _owner(wanted: Wanted) -> tuple[str, str]:
-        return wanted.namespace, wanted.owner
+    def _spare(self, wanted: Mapping[Key, Wanted]) -> Counter[tuple[str, str]]:
+        """By owner: how many more pods are ready than are asked for."""
+        spare = Counter((pod.namespace, pod.owner) for pod in self._pods.values() if pod.ready)
+        spare.subtract(Counter((each.namespace, each.owner) for each in wanted.values()))
+        return spare
 
     def _end(self, pod: Pod) -> bool:
         pod.ending = self._dirty = True
         return True
 
-    def _remove_ended(self, pod: Pod, wanted: Mapping[tuple[str, str], Wanted]) -> bool:
+    def _remove_ended(self, pod: Pod, wanted: Mapping[Key, Wanted]) -> bool:
         if not pod.leaving_version or not self.distribution.all_applied(pod.leaving_version):
             return False
-        del self._pods[pod.uid]
+        del self._pods[pod.uid], self._by_key[pod.key]
         self._dirty = True
         self._tell("remove", pod)
         if pod.key in wanted:
@@ -237,6 +243,8 @@ class Cluster:
 
     def _add(self, wanted: Wanted, before: Pod | None = None) -> bool:
         key = (wanted.namespace, wanted.name)
+        if before is None and not self._fits(wanted):
+            return False
         generation = self._generations[key] = self._generations.get(key, 0) + 1
         node = before.node if before else self._place(wanted)
         addresses = before.addresses if before else self._addresses(wanted, node)
@@ -253,15 +261,20 @@ class Cluster:
             labels=self._labels(key, wanted.spec.labels),
         )
         pod.mode = Mode.SIDECAR if self.desired(pod) is Mode.SIDECAR else Mode.NONE
-        self._pods[pod.uid] = pod
+        self._pods[pod.uid] = self._by_key[key] = pod
         self._dirty = True
         self._tell("add", pod)
         return True
 
+    def _fits(self, wanted: Wanted) -> bool:
+        """Whether there is room now; ``apply`` sees to it that there will be once old pods have ended."""
+        return wanted.spec.host_network or any(map(self.book.has_room, self.nodes))
+
     def _place(self, wanted: Wanted) -> str:
         placed = [Placed(pod.node, f"{pod.namespace}/{pod.owner}") for pod in self._pods.values()]
         owner = f"{wanted.namespace}/{wanted.owner}"
-        return choose_node(self.nodes, placed, owner=owner, preferred=wanted.spec.nodes)
+        nodes = [name for name in self.nodes if wanted.spec.host_network or self.book.has_room(name)]
+        return choose_node(nodes, placed, owner=owner, preferred=wanted.spec.nodes)
 
     def _addresses(self, wanted: Wanted, node: str) -> tuple[str, ...]:
         return self.book.of_node(node) if wanted.spec.host_network else self.book.new_pod(node)

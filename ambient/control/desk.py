@@ -7,6 +7,7 @@ that knows, and answers plain data.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from ambient.control.authz import check
@@ -56,9 +57,11 @@ class Desk:
         """Create or change objects, all of them or none."""
         bodies = take(call.params, "objects", list)
         objects = [parse_object(_body(each), str(each.get("origin", ""))) for each in bodies]
-        store, outcomes = self._cluster.store.apply(objects, self._cluster.clock(), check_store)
+        check = partial(check_store, capacity=self._cluster.book.capacity)
+        store, outcomes = self._cluster.store.apply(objects, self._cluster.clock(), check)
         self._cluster.commit(store)
-        return {"objects": [each.as_dict() for each in outcomes]}
+        warnings = list(self._cluster.security().warnings)
+        return {"objects": [each.as_dict() for each in outcomes], "warnings": warnings}
 
     async def delete(self, call: Call) -> dict[str, Any]:
         """Delete objects; a pod of a Deployment is started anew instead, as in Kubernetes."""
@@ -125,15 +128,19 @@ class Desk:
         return dump(self._cluster)
 
 
-def check_store(store: Store) -> None:
-    """Refuse a store from which pods or policies could not be made.
+def check_store(store: Store, capacity: int) -> None:
+    """Refuse a store from which pods or policies could not be made, or more pods than fit.
 
     Raises:
         ConfigError: ``file:line: reason``.
     """
     convert(entry.object for entry in store.entries.values())
     seen: dict[tuple[str, str], str] = {}
-    for pod in wanted_pods(store):
+    pods = wanted_pods(store)
+    if len(pods) > capacity:
+        room = f"the mesh has room for {capacity}; start it with more --nodes"
+        raise ConfigError(f"{len(pods)} pods do not fit: {room}")
+    for pod in pods:
         other = seen.setdefault((pod.namespace, pod.name), pod.owner)
         if other != pod.owner:
             raise ConfigError(f"{pod.owner} and {other} both have a pod {pod.namespace}/{pod.name}")

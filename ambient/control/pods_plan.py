@@ -13,9 +13,6 @@ from ambient.model.enrollment import DATAPLANE_MODE
 from ambient.model.objects import Object
 from ambient.model.podspec import Container, PodSpec, pod_spec
 
-# More than one machine runs; a mistyped "replicas: 10000" must not take it down. Picked, not measured.
-MAX_REPLICAS = 500
-
 ENGINE_ANNOTATION = "ambient.dev/engine"
 
 
@@ -56,8 +53,6 @@ def _replicas(deployment: Object) -> list[Wanted]:
     replicas = deployment.spec.get("replicas", 1)
     if replicas is None:
         replicas = 1
-    if not 0 <= replicas <= MAX_REPLICAS:
-        raise deployment.error(f"spec.replicas: {replicas} is not between 0 and {MAX_REPLICAS}")
     template: dict[str, Any] = dict(deployment.spec.get("template") or {})
     spec = pod_spec(deployment)
     names = replica_names(deployment.namespace, deployment.name, template_hash(template), replicas)

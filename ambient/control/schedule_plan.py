@@ -1,7 +1,7 @@
 """Which node a pod runs on. Pure.
 
-Kubernetes' order, made small: what the pod requires, then what it prefers, then spreading: away from its
-own kind first (replicas of one Deployment), then to the emptier node, then by the nodes' order.
+Kubernetes' order, made small: what the pod prefers, then spreading: away from its own kind first (replicas
+of one Deployment), then to the emptier node, then by the nodes' order.
 """
 
 from __future__ import annotations
@@ -25,22 +25,21 @@ def choose_node(
     placed: Iterable[Placed],
     *,
     owner: str,
-    required: str = "",
     preferred: Sequence[str] = (),
 ) -> str:
     """Return the node for a new pod.
 
     Args:
+        nodes: Those that have room.
         placed: The pods that run, or will.
         owner: ``namespace/kind/name`` of what the pod belongs to.
-        required: Name of the one node it may run on, or "".
         preferred: Nodes it would rather run on, best first.
 
     Raises:
-        ConfigError: it requires a node that does not exist.
+        ConfigError: there is no node.
     """
-    if required and required not in nodes:
-        raise ConfigError(f"needs node {required!r}; the mesh has {', '.join(nodes) or 'none'}")
+    if not nodes:
+        raise ConfigError("no node has room")
     others = tuple(placed)
     wishes = {name: rank for rank, name in reversed(list(enumerate(preferred)))}
 
@@ -49,7 +48,4 @@ def choose_node(
         load = sum(1 for each in others if each.node == node)
         return wishes.get(node, len(wishes)), same, load, nodes.index(node)
 
-    candidates = [required] if required else list(nodes)
-    if not candidates:
-        raise ConfigError("the mesh has no node yet")
-    return min(candidates, key=cost)
+    return min(nodes, key=cost)

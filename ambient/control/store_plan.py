@@ -165,9 +165,9 @@ def _put(entries: dict[Key, Entry], obj: Object, now: float) -> Outcome:
     if before is None:
         entries[key] = Entry(given=obj, created=now)
         return Outcome(*key, "created")
-    # A label that the file names is the file's again, if the file has changed its mind about it.
-    changed = {n for n in before.labels if obj.labels.get(n) != before.given.labels.get(n)}
-    labels = {name: value for name, value in before.labels.items() if name not in changed}
+    # A label that the file names, or named, is the file's again; the others stay as they were written.
+    files = {*obj.labels, *before.given.labels}
+    labels = {name: value for name, value in before.labels.items() if name not in files}
     same = plain(before.given.body) == plain(obj.body) and labels == before.labels
     entries[key] = replace(before, given=obj, labels=labels)
     return Outcome(*key, "unchanged" if same else "configured")

@@ -84,6 +84,20 @@ async def test_one_bad_object_and_nothing_is_applied() -> None:
         assert mesh.cluster.store.get("Namespace", "", "shop") is None
 
 
+async def test_more_pods_than_fit_are_refused_before_the_first_starts() -> None:
+    """253 to a node; a mesh that is nearly full still replaces its pods."""
+    async with fake_mesh(nodes=1) as mesh:
+        with pytest.raises(ConfigError, match="255 pods do not fit: the mesh has room for 253"):
+            await mesh.apply(SHOP.replace("replicas: 2", "replicas: 254"))
+        assert mesh.cluster.pods() == ()
+
+        await mesh.apply(SHOP.replace("replicas: 2", "replicas: 200"))
+        await mesh.apply(SHOP.replace("replicas: 2", "replicas: 200").replace("version: v1", "version: v2"))
+        await mesh.until(lambda: {p.labels.get("version", "v2") for p in mesh.cluster.pods()} == {"v2"})
+
+        assert len(mesh.cluster.pods()) == 201
+
+
 async def test_a_policy_reaches_the_ztunnels_and_the_explanation_agrees() -> None:
     """What authz check says is what happens."""
     async with fake_mesh() as mesh:

@@ -69,7 +69,7 @@ def test_applying_twice_changes_nothing_the_second_time(first: list[Object], sec
 def test_written_labels_stay_through_the_same_file(
     file: list[Object], written: dict[str, str], more: dict[str, str]
 ) -> None:
-    """Enrollment survives a second apply, and the last writing wins."""
+    """Enrollment survives a second apply; a label that the file names is the file's again."""
     store, _ = Store.fresh(0).apply(file, 1.0)
     for obj in file:
         store = store.label(key_of(obj), written)
@@ -78,7 +78,7 @@ def test_written_labels_stay_through_the_same_file(
     store, _ = store.apply(file, 2.0)
 
     for obj in file:
-        assert store.entries[key_of(obj)].object.labels == {**obj.labels, **written, **more}
+        assert store.entries[key_of(obj)].object.labels == {**written, **more, **obj.labels}
 
 
 @given(files)

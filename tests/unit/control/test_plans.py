@@ -47,20 +47,17 @@ NODES = ("node-1", "node-2", "node-3")
         ([Placed("node-1", "a"), Placed("node-2", "x"), Placed("node-3", "x")], {}, "node-2"),
         ([Placed("node-2", "a")] * 5, {"preferred": ("node-2",)}, "node-2"),
         ([], {"preferred": ("node-9", "node-3")}, "node-3"),
-        ([], {"required": "node-2", "preferred": ("node-1",)}, "node-2"),
     ],
-    ids=["first", "away-from-its-kind", "emptier", "kind-before-load", "wish", "unknown-wish", "must"],
+    ids=["first", "away-from-its-kind", "emptier", "kind-before-load", "wish", "unknown-wish"],
 )
 def test_where_a_pod_goes(placed: list[Placed], wishes: dict[str, Any], expected: str) -> None:
-    """What it needs, then what it likes, then spreading."""
+    """What it likes, then spreading."""
     assert choose_node(NODES, placed, owner="a", **wishes) == expected
 
 
-def test_a_node_that_does_not_exist_is_refused() -> None:
-    """With the names of those that do."""
-    with pytest.raises(ConfigError, match="needs node 'node-9'; the mesh has node-1, node-2, node-3"):
-        choose_node(NODES, [], owner="a", required="node-9")
-    with pytest.raises(ConfigError, match="no node yet"):
+def test_without_a_node_there_is_no_place() -> None:
+    """All of them are full, or there are none yet."""
+    with pytest.raises(ConfigError, match="no node has room"):
         choose_node((), [], owner="a")
 
 
@@ -80,6 +77,7 @@ def test_a_full_node_says_so_and_a_freed_address_comes_round() -> None:
     """253 pods to a node."""
     book = AddressBook(nodes=("node-1",))
     all_of_them = [book.new_pod("node-1") for _ in range(253)]
+    assert not book.has_room("node-1")
     with pytest.raises(ConfigError, match="in use"):
         book.new_pod("node-1")
 

@@ -97,6 +97,18 @@ def test_a_file_that_changes_its_mind_wins_over_a_written_label() -> None:
     assert results(outcomes) == ["configured"]
 
 
+def test_a_label_that_the_file_names_comes_back_with_it() -> None:
+    """kubectl sets what the file says, whatever was written in between."""
+    key = ("Namespace", "", "shop")
+    file = obj("Namespace", "shop", metadata={"labels": {"mode": "a"}})
+    store, _ = Store.fresh(0).apply([file], 1.0)
+
+    store, outcomes = store.label(key, {"mode": None}).apply([file], 2.0)
+
+    assert store.labels_of_namespace("shop") == {"mode": "a"}
+    assert results(outcomes) == ["configured"]
+
+
 def test_a_label_of_the_file_can_be_taken_away_and_given_back() -> None:
     """Un-enrolling what a manifest enrolled."""
     key = ("Namespace", "", "shop")
