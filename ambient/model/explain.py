@@ -92,7 +92,7 @@ def _follow(mesh: Mesh, source: Workload, ip: str, port: int, chance: float) -> 
             path += (f"sidecar {_name(source)}",)
             found = route_request(mesh, source, ip, port, "", chance)
             identity = source.identity
-        case Protocol.TCP:
+        case _:
             found = _uncaptured(mesh, source, ip, port, chance)
             identity = None
     return _arrive(mesh, source, found, identity, path)

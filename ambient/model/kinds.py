@@ -22,6 +22,7 @@ from ambient.model.schema import (
     labels,
     list_of,
     map_of,
+    no_namespace,
     number,
     port,
     port_or_name,
@@ -59,7 +60,7 @@ class Kind:
     def api_versions(self) -> Iterator[str]:
         """The full ``apiVersion`` texts that it goes by."""
         prefix = f"{self.group}/" if self.group else ""
-        return (f"{prefix}{version}" for version in self.versions or ("...",))
+        return (f"{prefix}{version}" for version in self.versions or ("v1",))
 
     def accepts(self, api_version: str) -> bool:
         """Whether *api_version* is one of its."""
@@ -76,8 +77,7 @@ def _object(
     unused: str = "",
 ) -> Check:
     name = text(LABEL, LABEL_FORM) if is_label else text(SUBDOMAIN, SUBDOMAIN_FORM)
-    # kubectl leaves an empty namespace on some objects that have none.
-    namespace = text(LABEL, LABEL_FORM) if namespaced else choice("")
+    namespace = text(LABEL, LABEL_FORM) if namespaced else no_namespace
     metadata = struct(
         {"name": name, "namespace": namespace, **_METADATA}, unused=_BOOKKEEPING, required=("name",)
     )

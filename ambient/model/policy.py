@@ -79,7 +79,7 @@ class StringMatch:
                 return text.startswith(self.value)
             case MatchKind.SUFFIX:
                 return text.endswith(self.value)
-            case MatchKind.PRESENCE:
+            case _:  # PRESENCE
                 return bool(text)
 
     def __str__(self) -> str:
@@ -90,7 +90,7 @@ class StringMatch:
                 return f"*{self.value}"
             case MatchKind.PRESENCE:
                 return "*"
-            case MatchKind.EXACT:
+            case _:  # EXACT
                 return self.value
 
 

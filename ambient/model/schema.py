@@ -121,6 +121,12 @@ def text_map(tree: Tree, path: Path, unused: Unused) -> None:
         _need_text(value.value, (*path, key))
 
 
+def no_namespace(tree: Tree, path: Path, unused: Unused) -> None:
+    """Empty, as kubectl leaves it on some objects that are in no namespace."""
+    if tree.value != "":
+        raise FieldError(path, "objects of this kind are in no namespace")
+
+
 def map_of(key: Check, item: Check) -> Check:
     """A mapping whose keys are data."""
 
