@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,12 +35,14 @@ class Lodging:
         netns: Descriptor of its network namespace; None for none.
         netns_path: The same as a path that every process of the mesh can open, "" for none.
         home: A directory for programs that name none.
+        lost: Returns when the namespaces are gone although nobody was to end them.
     """
 
     pause: int = 0
     netns: int | None = None
     netns_path: str = ""
     home: str = "/"
+    lost: Callable[[], Awaitable[object]] = trio.sleep_forever
 
 
 class Places(Protocol):
@@ -84,7 +86,7 @@ class NamespacePlaces:
             if not shared:
                 wiring.add_pod(node.plan, node.netns, netns, order.addresses)
             # The run directory itself: covered by an empty one there, and writable.
-            yield Lodging(pause=pause.pid, netns=netns, netns_path=path, home=self.run_dir)
+            yield Lodging(pause=pause.pid, netns=netns, netns_path=path, home=self.run_dir, lost=pause.wait)
         finally:
             with trio.CancelScope(shield=True):
                 await self.init.kill(pause)

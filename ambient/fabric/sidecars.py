@@ -18,7 +18,7 @@ from ambient.redirect import backend
 from ambient.redirect.plan import SIDECAR_TABLE, Capture
 
 if TYPE_CHECKING:
-    from ambient.fabric.pods import Pods
+    from ambient.fabric.podrunner import Surroundings
 
 READY_PORT = 15021
 # A real Envoy needs a second or two on a busy machine; after that people should hear why not.
@@ -70,10 +70,10 @@ class Proxy:
     """One proxy of one pod; ready while it says so on its readiness port."""
 
     def __init__(
-        self, pods: Pods, node: Node, order: PodOrder, netns: int, changed: Callable[[], None]
+        self, around: Surroundings, node: Node, order: PodOrder, netns: int, changed: Callable[[], None]
     ) -> None:
-        self._daemon = daemon(pods.environment, pods.run_dir, node, order, netns)
-        self._keeper = pods.keeper
+        self._daemon = daemon(around.environment, around.run_dir, node, order, netns)
+        self._keeper = around.keeper
         self._order = order
         self._netns = netns
         self._changed = changed

@@ -125,15 +125,8 @@ async def _run(settings: Settings, keeper: Keeper, stop: trio.Event) -> None:
     real = settings.fabric == "netns"
     made = {plan.name: Node(plan, wiring.add_node(plan) if real else None) for plan in plans}
     base = daemon_environment(os.environ)
-    pods = Pods(
-        keeper=keeper,
-        nodes=made,
-        run_dir=settings.run_dir,
-        environment=base,
-        places=NamespacePlaces(keeper.init, settings.run_dir, settings.rootless)
-        if real
-        else LoopbackPlaces(),
-    )
+    places = NamespacePlaces(keeper.init, settings.run_dir, settings.rootless) if real else LoopbackPlaces()
+    pods = Pods(keeper, made, settings.run_dir, base, places)
     async with trio.open_nursery() as daemons:
         # XXX: no proxies in the loopback fabric yet; nothing would hand them a connection.
         for node in made.values() if real else ():

@@ -108,6 +108,21 @@ def test_a_program_that_ends_is_started_again(run_dir: Path) -> None:
     assert after["containerStatuses"][0]["restartCount"] == 1
 
 
+def test_a_pod_whose_namespaces_are_killed_is_made_anew(run_dir: Path) -> None:
+    """The pause process is one kill away from everybody; its pod must not be lost for ever."""
+    mesh = Mesh(run_dir)
+    mesh.apply(pod("web", *SLEEPER))
+    before = mesh.pods()["web"]["status"]["ambient"]["netns"]
+
+    os.kill(int(before.split("/")[2]), signal.SIGKILL)
+    wait_until(
+        lambda: mesh.pods()["web"]["status"]["ambient"]["netns"] not in ("", before), "another namespace"
+    )
+    wait_until(lambda: mesh.pods()["web"]["status"]["phase"] == "Running", "the pod")
+
+    assert mesh.run("web", "ip", "route", "get", "10.96.0.10").returncode == 0
+
+
 def test_what_cannot_run_says_why(run_dir: Path) -> None:
     """A typing error in a manifest must not look like a slow machine."""
     mesh = Mesh(run_dir)
