@@ -5,7 +5,6 @@ No key, token or environment is ever in a dump: it is built from public values o
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from collections.abc import Callable, Iterable
 
@@ -36,6 +35,9 @@ def admin_routes(
 
 def config_dump(settings: Settings, mesh: Mesh, proxies: Proxies, certificates: object) -> dict[str, object]:
     """Everything that decides what this process does, under ztunnel's names."""
+    # Only who asks for a dump pays for this import: 1 MB, with all of email.
+    from importlib.metadata import version
+
     return {
         "workloads": [to_wire(workload) for workload in mesh.workloads()],
         "services": [to_wire(service) for service in mesh.services()],
@@ -48,7 +50,7 @@ def config_dump(settings: Settings, mesh: Mesh, proxies: Proxies, certificates: 
             "inpodUds": settings.inpod_uds,
             "drainSeconds": settings.drain_seconds,
         },
-        "version": importlib.metadata.version("ambient-mesh"),
+        "version": version("ambient-mesh"),
     }
 
 

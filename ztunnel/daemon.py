@@ -84,11 +84,11 @@ class Daemon:
     async def _follow_control(self) -> None:
         try:
             await self._follow.run()
-        except Unavailable as exc:
+        except* Unavailable as group:  # Reading and writing may both have noticed.
             if not self._synchronised:
-                raise
+                raise Unavailable("control went away before it had said anything") from group
             # What we know is still true enough to serve by, until the certificates end.
-            log.error("control has gone, serving on without it: %s", exc)
+            log.error("control has gone, serving on without it")
 
     async def _finish(self) -> None:
         log.info("draining, at most %g s", self._settings.drain_seconds)
