@@ -62,18 +62,28 @@ class LiveMesh:
         self._fabric.close()
 
     def switch(self, turn: Turn) -> Switched:
-        """Change the namespace's mode and wait until every pod and proxy is there."""
+        """Change the namespace's mode and wait until every pod and proxy is there.
+
+        Always by way of no mesh at all, so that what is reported is the price of entering the mode, and
+        not that of leaving its neighbour.
+        """
+        self._leave()
         began = time.monotonic()
-        wants_waypoint = turn.mode == "ambient+waypoint"
-        if self._waypoint and not wants_waypoint:
+        restarts = 0
+        if turn.mode != "none":
+            restarts = int(self._enroll(turn.mode.partition("+")[0], turn.engine).get("restarts", 0))
+        if turn.mode == "ambient+waypoint":
+            self._apply_waypoint()
+        seconds = time.monotonic() - began if turn.mode != "none" else 0.0
+        self._fabric.call("wait_ready")
+        return Switched(seconds, restarts)
+
+    def _leave(self) -> None:
+        if self._waypoint:
             self._control.call("waypoint_delete", namespace=self._scenario.namespace, name=WAYPOINT)
             self._waypoint = False
-        result = self._enroll(turn.mode.partition("+")[0], turn.engine)
-        if wants_waypoint and not self._waypoint:
-            self._apply_waypoint()
-        seconds = time.monotonic() - began
+        self._enroll("none", "ambient")
         self._fabric.call("wait_ready")
-        return Switched(seconds, int(result.get("restarts", 0)))
 
     def _enroll(self, mode: str, engine: str) -> Mapping[str, Any]:
         namespace = self._scenario.namespace

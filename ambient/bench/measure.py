@@ -40,7 +40,7 @@ class Proxy:
 
 @dataclass(frozen=True, slots=True)
 class Switched:
-    """What it took to change the mode."""
+    """What it took to get from a namespace outside the mesh into the mode."""
 
     seconds: float
     restarts: int
@@ -89,6 +89,7 @@ class ProxyCost:
 class Round:
     """Everything one round of one mode gave."""
 
+    number: int
     turn: Turn
     facts: RoundFacts
     latencies_us: Sequence[int]
@@ -114,14 +115,14 @@ class Round:
         return percentile(sorted(self.latencies_us), share)
 
 
-def measure(mesh: MeshPort, turn: Turn, options: Options, seed: int, marker: str) -> Round:
-    """Run one turn."""
+def measure(mesh: MeshPort, turn: Turn, options: Options, number: int, marker: str) -> Round:
+    """Run one turn of round *number*; every turn of a round gets the same arrivals."""
     switched = mesh.switch(turn)
     capture = mesh.capture(marker)
     try:
         if capture is not None:
             capture.expect("ready", SLACK_SECONDS)
-        load = mesh.load(load_arguments(options, seed, marker))
+        load = mesh.load(load_arguments(options, options.seed + number, marker))
         try:
             result, costs, stable = _measured_span(mesh, turn, load, options)
         finally:
@@ -130,7 +131,7 @@ def measure(mesh: MeshPort, turn: Turn, options: Options, seed: int, marker: str
     finally:
         if capture is not None:
             capture.close()
-    return _round(turn, options, switched, result, costs, stable, wire)
+    return _round(number, turn, options, switched, result, costs, stable, wire)
 
 
 def load_arguments(options: Options, seed: int, marker: str) -> list[str]:
@@ -191,6 +192,7 @@ def _stop(capture: Talker | None) -> dict[str, Any] | None:
 
 
 def _round(
+    number: int,
     turn: Turn,
     options: Options,
     switched: Switched,
@@ -210,6 +212,7 @@ def _round(
         stable=stable,
     )
     return Round(
+        number=number,
         turn=turn,
         facts=facts,
         latencies_us=result["latencies_us"],

@@ -46,6 +46,12 @@ class Run:
         """The rounds of one turn, in order of the rounds."""
         return [one for one in self.rounds if one.turn == turn]
 
+    def paired(self, above: Turn, below: Turn) -> tuple[list[Round], list[Round]]:
+        """The rounds in which both ran, in the same order."""
+        first, second = ({one.number: one for one in self.of(turn)} for turn in (above, below))
+        both = sorted(first.keys() & second.keys())
+        return [first[number] for number in both], [second[number] for number in both]
+
 
 def document(run: Run) -> dict[str, Any]:
     """The ``BenchRun`` document."""
@@ -186,8 +192,8 @@ def ratios(run: Run, reasons: Mapping[Turn, Sequence[str]]) -> dict[str, Any]:
     }
     pairs = [(by_mode[a], by_mode[b]) for a, b in RATIOS if a in by_mode and b in by_mode]
     found = {f"{a.mode}/{b.mode}": _pair(run, a, b, reasons) for a, b in pairs}
-    judge = Turn("sidecar", "envoy")
-    if judge in run.options.turns and run.options.engine == "ambient":
+    judge = run.options.judge_turn
+    if judge is not None:
         found["sidecar/sidecar+envoy"] = _pair(run, by_mode["sidecar"], judge, reasons, judged=False)
     return found
 
@@ -207,7 +213,7 @@ def _ratio(
 ) -> dict[str, Any]:
     if invalid:
         return {"value": None, "ci95": None, "resolved": False, "unresolved_because": invalid}
-    rounds = [run.of(above), run.of(below)]
+    rounds = run.paired(above, below)
     interval = ratio_interval(*([metric(one) for one in each] for each in rounds))
     requests = min(sum(one.facts.ok for one in each) for each in rounds)
     why = gates.unresolved_because(interval, requests)
@@ -218,9 +224,7 @@ def _ratio(
 
 def ours_to_envoy(run: Run) -> float | None:
     """CPU per request of our sidecars over Envoy's, in this run; None if Envoy did not run."""
-    ours, envoy = run.of(Turn("sidecar")), run.of(Turn("sidecar", "envoy"))
-    if not ours or len(ours) != len(envoy):
-        return None
+    ours, envoy = run.paired(Turn("sidecar"), Turn("sidecar", "envoy"))
     interval = ratio_interval([o.cpu_us_per_request for o in ours], [e.cpu_us_per_request for e in envoy])
     return interval.value if interval else None
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ambient.bench import machine
 from ambient.bench.measure import MeshPort, Round, measure
-from ambient.bench.plan import Options, Turn, schedule
+from ambient.bench.plan import Options, schedule
 from ambient.bench.report import Run
 
 
@@ -30,13 +30,12 @@ def run(mesh: MeshPort, subject: Subject, options: Options, say: Callable[[str],
         say: Takes one line of progress.
     """
     started = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    plan = schedule(options.turns, options.rounds, options.seed)
     rounds = []
-    for number, turns in enumerate(plan, 1):
+    for number, turns in enumerate(schedule(options), 1):
         # New for every round, so that no frame of an earlier one can be taken for it.
         marker = secrets.token_hex(16)
         for turn in turns:
-            one = measure(mesh, turn, options, options.seed + number, marker)
+            one = measure(mesh, turn, options, number, marker)
             say(f"round {number}/{options.rounds} {progress(one)}")
             rounds.append(one)
     return Run(
@@ -66,5 +65,5 @@ def versions() -> Mapping[str, Any]:
 
 def estimate(options: Options) -> float:
     """Seconds a run takes, roughly: load and warm-up, and about 2 s to switch and to start."""
-    turns: tuple[Turn, ...] = options.turns
-    return options.rounds * len(turns) * (options.per_round + options.warmup + 2.0)
+    turns = sum(len(one) for one in schedule(options))
+    return turns * (options.per_round + options.warmup + 2.0)

@@ -32,7 +32,7 @@ def test_a_good_round_is_valid() -> None:
         ({"achieved_rps": 96.9}, "achieved 96.9 of 100.0"),
         ({"achieved_rps": 104.0}, "achieved 104.0"),
         ({"failed": 2, "ok": 98}, "2 of 200 requests failed"),
-        ({"schedule_lag_p99_us": 5001}, "the client was saturated"),
+        ({"schedule_lag_p99_us": 10_001}, "the client was saturated"),
         ({"stable": False}, "a proxy started or ended"),
         ({"wire": None}, "not captured"),
         ({"wire": replace(CLEAN, dropped=1)}, "dropped packets"),

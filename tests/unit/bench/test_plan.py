@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,12 +16,22 @@ from ambient.errors import ConfigError
 
 def test_every_round_has_every_mode_once_in_a_new_order() -> None:
     """What follows what is chance, and the same chance for a seed."""
-    turns = Options(judge=True).turns
-    plan = schedule(turns, 6, seed=7)
+    options = Options(rounds=40)
+    plan = schedule(options)
 
-    assert all(sorted(one, key=str) == sorted(turns, key=str) for one in plan)
-    assert plan == schedule(turns, 6, seed=7) != schedule(turns, 6, seed=8)
+    assert all(sorted(one, key=str) == sorted(options.turns, key=str) for one in plan)
+    assert plan == schedule(options) != schedule(replace(options, seed=8))
     assert len({tuple(one) for one in plan}) > 1
+    in_a_row = [turn for one in plan for turn in one]
+    assert all(a != b for a, b in itertools.pairwise(in_a_row))
+
+
+def test_envoy_runs_in_a_few_rounds_only() -> None:
+    """One question of yes or no is not worth a quarter of the time."""
+    plan = schedule(Options(judge=True))
+
+    assert [Turn("sidecar", "envoy") in one for one in plan] == [True, True, False, False, False]
+    assert schedule(Options(modes=("none",), rounds=2)) == [[Turn("none")], [Turn("none")]]
 
 
 def test_envoy_judges_our_sidecar_only_where_ours_runs() -> None:
