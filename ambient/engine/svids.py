@@ -75,6 +75,8 @@ class SvidCache:
             if self._nursery is not None:
                 self._nursery.start_soon(self._keep, identity, entry)
         await entry.tried.wait()
+        if self._entries.get(identity) is not entry:
+            return await self.get(identity)  # Forgotten for somebody who left; we have just come.
         return self._valid(identity, entry)
 
     def context_nowait(
