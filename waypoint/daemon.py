@@ -75,6 +75,8 @@ class Daemon:
                 Status(self._reactor, listen_in(None, READY_PORT), {"/healthz/ready": self._readiness})
                 self._ready = True
                 gc.freeze()
+                # Requests leave no cycles behind: look for them seldom. Picked, not measured.
+                gc.set_threshold(50_000, 20, 50)
                 log.info("ready: %s", self._identity)
 
     async def drain(self) -> None:

@@ -12,7 +12,7 @@ from ambient.model.mesh import Mesh
 from ambient.model.workload import Workload
 from waypoint.envoy_clusters import clusters
 from waypoint.envoy_listeners import listeners
-from waypoint.envoy_tls import Files, Json, address
+from waypoint.envoy_tls import Files, Json, address, typed
 
 ADMIN_PORT = 15000
 
@@ -29,12 +29,15 @@ def bootstrap(me: Workload, folder: str) -> Json:
             "cds_config": _watched(folder, "cds.json"),
             "lds_config": _watched(folder, "lds.json"),
         },
-        "layered_runtime": {
-            "layers": [
-                # Envoy says at every start that it has no limit of connections; we know.
+        # Envoy warns at every start that nobody limits its connections; this is as good as no limit.
+        "overload_manager": {
+            "resource_monitors": [
                 {
-                    "name": "static",
-                    "static_layer": {"overload": {"global_downstream_max_connections": 2**31 - 1}},
+                    "name": "envoy.resource_monitors.global_downstream_max_connections",
+                    "typed_config": typed(
+                        "resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
+                        max_active_downstream_connections=2**31 - 1,
+                    ),
                 }
             ]
         },

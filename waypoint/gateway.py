@@ -22,7 +22,7 @@ from ambient.wire.http1_heads import RequestHead
 from waypoint.carried import Carried, OpenConnections
 from waypoint.client import Client, speaks_http
 from waypoint.context import Context
-from waypoint.requests import HttpProxy
+from waypoint.requests import HostRoutes, HttpProxy
 from waypoint.served import Served
 from waypoint.upstreams import Upstreams
 
@@ -37,6 +37,7 @@ class Gateway:
         self._context = context
         self.upstreams = Upstreams(context)
         self.served = Served(context.mesh, context.uid, context.reactor.now)
+        self._routes = HostRoutes(context)
         self.http = HttpProxy(context, self.upstreams, self._route)
         self.open = OpenConnections()
         self._tunnels: set[TunnelConnection] = set()
@@ -141,7 +142,7 @@ class Gateway:
         return Admitted(ip, port) if late else admission
 
     def _carry(self, request: TunnelRequest, client: Client, me: Workload) -> None:
-        route = self._to_endpoint(me, client, "")
+        route = self._to_endpoint(me, client, b"")
         if isinstance(route, Refuse):
             request.refuse(503, route.reason + "\n")
             return
@@ -155,14 +156,14 @@ class Gateway:
         me = self.served.me
         if me is None:
             return Answer(503, "our own workload is not known yet", "UH")
-        return self._to_endpoint(me, client, head.host.decode("latin-1"))
+        return self._to_endpoint(me, client, head.host)
 
-    def _to_endpoint(self, me: Workload, client: Client, host: str) -> Route:
+    def _to_endpoint(self, me: Workload, client: Client, host: bytes) -> Route:
         """By host among what we serve; what the client was admitted to stays served until it leaves."""
-        mesh, chance = self._context.mesh, self._context.chance()
         if self.served.now(client.ip):
-            return route_request(mesh, me, client.ip, client.port, host, chance)
-        return route_request(mesh, replace(me, waypoint_for=""), client.ip, client.port, "", chance)
+            return self._routes.route(me, host, client.ip, client.port)
+        anybody, chance = replace(me, waypoint_for=""), self._context.chance()
+        return route_request(self._context.mesh, anybody, client.ip, client.port, "", chance)
 
 
 def _refuse(request: TunnelRequest, exc: Exception) -> None:

@@ -70,8 +70,9 @@ class Journal:
 
 def quoted(text: bytes) -> str:
     """*text* as a field's value: in quotes, and unable to end them."""
-    value = text.decode("latin-1")
-    return json.dumps(value) if '"' in value or "\\" in value or not value.isascii() else f'"{value}"'
+    if b'"' in text or b"\\" in text or not text.isascii():
+        return json.dumps(text.decode("latin-1"))
+    return f'"{text.decode()}"'
 
 
 def write_log(text: str) -> None:

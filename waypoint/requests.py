@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 from ambient.engine.http_forward import Answer, Forward, Forwarder, Upstream
@@ -11,6 +11,7 @@ from ambient.engine.http_server import HttpServer, ServerConnection
 from ambient.model.address import format_hostport
 from ambient.model.policy import decide
 from ambient.model.route import Pass, Refuse, Route, route_request
+from ambient.model.workload import Workload
 from ambient.wire.http1_heads import Refused, RequestHead
 from waypoint.client import Client
 from waypoint.context import Context
@@ -21,6 +22,9 @@ from waypoint.upstreams import Kind, Target, Upstreams
 # Envoy's header about the peer's certificate: an upstream believes it, so only we may write it.
 CLIENT_CERTIFICATE = b"x-forwarded-client-cert"
 # Upgrades that a server may ignore by answering in HTTP/1.1 (RFC 9110 section 7.8).
+# Hosts are a client's to make up; beyond this many the memory starts anew. Picked, not measured.
+MAX_KNOWN_HOSTS = 1024
+
 _IGNORED_UPGRADES = frozenset((b"h2c", b"tls/1.0"))
 
 Deciding: TypeAlias = Callable[[Client, RequestHead], "Route | Answer"]
@@ -98,17 +102,45 @@ class HttpProxy:
             self._context.journal.line(f'{client.text} status={refused.status} flags="DPE" error={reason}')
 
 
-def by_host(context: Context) -> Deciding:
-    """Route by the request's host, else by the address that the client connected to."""
+class HostRoutes:
+    """Routes by the request's host, else by the address that the client connected to.
 
-    def route(client: Client, head: RequestHead) -> Route | Answer:
-        me = context.me
+    ``route_request`` is asked once for each endpoint and remembered until the mesh changes.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._known: dict[tuple[bytes, str, int], tuple[Route, ...]] = {}
+        self._version = -1
+
+    def __call__(self, client: Client, head: RequestHead) -> Route | Answer:
+        """For ``HttpProxy(route=...)``."""
+        me = self._context.me
         if me is None:
             return Answer(503, "our own workload is not known yet", "UH")
-        host = head.host.decode("latin-1")
-        return route_request(context.mesh, me, client.ip, client.port, host, context.chance())
+        return self.route(me, head.host, client.ip, client.port)
 
-    return route
+    def route(self, me: Workload, host: bytes, ip: str, port: int) -> Route:
+        """One of the routes to *host*, by chance."""
+        mesh = self._context.mesh
+        if self._version != mesh.version or len(self._known) > MAX_KNOWN_HOSTS:
+            self._known.clear()
+            self._version = mesh.version
+        known = self._known.get((host, ip, port))
+        if known is None:
+            known = self._known[host, ip, port] = tuple(self._ask(me, host.decode("latin-1"), ip, port))
+        return known[int(self._context.chance() * len(known))]
+
+    def _ask(self, me: Workload, host: str, ip: str, port: int) -> Iterator[Route]:
+        mesh = self._context.mesh
+        first = route_request(mesh, me, ip, port, host, 0.0)
+        yield first
+        if isinstance(first, Refuse) or not first.service:
+            return
+        # The same service on whichever of its ports leads to this endpoint: as many routes as endpoints.
+        count = len(mesh.targets(first.service, port))
+        for index in range(1, count):
+            yield route_request(mesh, me, ip, port, host, (index + 0.5) / count)
 
 
 def to_application(context: Context) -> Deciding:
@@ -148,9 +180,10 @@ def _line(client: Client, target: Target | None, forward: Forward) -> str:
     head = forward.head
     where = target.text if target is not None else f"dst.addr={format_hostport(client.ip, client.port)}"
     error = f" error={quoted(forward.error.encode('latin-1', 'replace'))}" if forward.error else ""
+    # Method and host cannot hold a quote: the parser knows every method, and what a host is made of.
     return (
         f'{client.text} {where} method="{head.method.decode()}" path={quoted(head.target)} '
-        f'host={quoted(head.host)} status={forward.status} flags="{forward.flag}" '
+        f'host="{head.host.decode()}" status={forward.status} flags="{forward.flag}" '
         f"bytes_sent={forward.bytes_sent} bytes_recv={forward.bytes_received} "
         f'duration="{forward.duration * 1000:.1f}ms"{error}'
     )

@@ -20,7 +20,7 @@ from waypoint.carried import Carried, OpenConnections
 from waypoint.client import Client, serves_http, speaks_http
 from waypoint.context import ALPN_SIDECAR, Context
 from waypoint.first_byte import SILENCE_SECONDS, First, FirstByte
-from waypoint.requests import HttpProxy, by_host, to_application
+from waypoint.requests import HostRoutes, HttpProxy, to_application
 from waypoint.upstreams import Upstreams
 
 # HTTP clients speak first, so silence on an HTTP port means only that nothing was asked yet.
@@ -34,7 +34,7 @@ class Sidecar:
         self._context = context
         self.upstreams = Upstreams(context)
         self._local = Upstreams(context)  # to our own application: never pooled with the way out
-        self.outbound = HttpProxy(context, self.upstreams, by_host(context))
+        self.outbound = HttpProxy(context, self.upstreams, HostRoutes(context))
         self.inbound = HttpProxy(context, self._local, to_application(context))
         self.open = OpenConnections()
         self._listeners: list[Listener] = []

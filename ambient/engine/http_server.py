@@ -173,8 +173,8 @@ class ServerConnection:
     """
 
     __slots__ = (
-        "_active", "_answered", "_channel_paused", "_chunks", "_close", "_events", "_head_only", "_minor",
-        "_next", "_parser", "_paused", "_request_done", "_running", "_server", "_sink", "_slow", "busy",
+        "_active", "_answered", "_channel_paused", "_chunks", "_close", "_events", "_head_only", "_held",
+        "_minor", "_next", "_parser", "_paused", "_request_done", "_running", "_server", "_sink", "_slow", "busy",
         "channel", "context",
     )  # fmt: skip
 
@@ -190,6 +190,7 @@ class ServerConnection:
         self._paused = self._channel_paused = self._running = False
         self._request_done = self._answered = True
         self._chunks = self._close = self._head_only = False
+        self._held = b""  # the answer's head, waiting for its body to leave in one record
         self._minor = 1
         self._active = server.tick
         self._slow = 0
@@ -234,17 +235,25 @@ class ServerConnection:
         self._chunks = chunks_response(head, self._minor)
         if self._minor == 0 and head.content_length < 0 and not head.bodiless:
             self._close = True
-        self.channel.write(encode_response(head, self._minor, self._close, extra))
+        self._held = encode_response(head, self._minor, self._close, extra)
+        self._server.reactor.mark_dirty(self)
 
     def send_body(self, data: bytes) -> None:
         """Send a piece of the answer's body."""
         self._active = self._server.tick
-        self.channel.write(encode_chunk(data) if self._chunks else data)
+        if self._chunks:
+            data = encode_chunk(data)
+        if self._held:
+            data = self._held + data
+            self._held = b""
+        self.channel.write(data)
 
     def send_end(self) -> None:
         """The answer is complete."""
-        if self._chunks:
-            self.channel.write(LAST_CHUNK)
+        last = self._held + LAST_CHUNK if self._chunks else self._held
+        if last:
+            self._held = b""
+            self.channel.write(last)
         self._answered = True
         if self._request_done:
             self._exchange_over()
@@ -270,6 +279,12 @@ class ServerConnection:
         """Undo ``pause_body``; what is at hand is delivered at once."""
         self._paused = False
         self._advance()
+
+    def flush(self) -> None:
+        """Send a head whose body is not here yet; the reactor calls it at the end of a batch."""
+        if self._held:
+            held, self._held = self._held, b""
+            self.channel.write(held)
 
     def close(self) -> None:
         """Close after what was written."""
