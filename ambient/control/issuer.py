@@ -49,7 +49,7 @@ class Issuer:
         self._authority = authority
         self._clock = clock
         self._lifetime = lifetime
-        self._not_after: dict[tuple[str, SpiffeId], float] = {}
+        self._not_after: dict[tuple[Peer, SpiffeId], float] = {}
 
     @property
     def root(self) -> bytes:
@@ -66,11 +66,11 @@ class Issuer:
         if identity not in may_hold(peer, pods):
             raise Denied(f"{peer} runs no workload that is {identity}")
         issued = self._authority.issue(csr, identity, self._clock(), self._lifetime)
-        self._not_after[str(peer), identity] = issued.not_after
+        self._not_after[peer, identity] = issued.not_after
         return issued
 
-    def expiries(self) -> dict[tuple[str, SpiffeId], float]:
+    def expiries(self) -> dict[tuple[Peer, SpiffeId], float]:
         """(holder, identity) -> when the newest certificate for it ends, in unix seconds."""
         now = self._clock()
         self._not_after = {key: until for key, until in self._not_after.items() if until > now}
-        return dict(sorted(self._not_after.items(), key=lambda item: (item[0][0], str(item[0][1]))))
+        return dict(sorted(self._not_after.items(), key=lambda item: (str(item[0][0]), str(item[0][1]))))

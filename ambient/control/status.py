@@ -34,7 +34,12 @@ def status(cluster: Cluster) -> dict[str, Any]:
         ],
         "namespaces": [_namespace(cluster, each) for each in cluster.store.of_kind("Namespace")],
         "certificates": [
-            {"identity": str(identity), "node": holder, "not_after": timestamp(until)}
+            {
+                "identity": str(identity),
+                "node": holder.node,
+                "holder": str(holder),
+                "not_after": timestamp(until),
+            }
             for (holder, identity), until in cluster.issuer.expiries().items()
         ],
     }

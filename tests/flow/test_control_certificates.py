@@ -35,7 +35,7 @@ async def test_a_node_gets_the_identities_of_its_own_pods_only(caplog: pytest.Lo
         assert "refused a certificate" in caplog.text
         status = await mesh.desk.call("status")
         (shown,) = status["certificates"]
-        assert (shown["identity"], shown["node"]) == (str(CLIENT), f"ztunnel/{home}")
+        assert (shown["identity"], shown["node"]) == (str(CLIENT), home)
 
 
 async def test_an_agent_gets_none() -> None:
