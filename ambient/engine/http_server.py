@@ -174,8 +174,8 @@ class ServerConnection:
 
     __slots__ = (
         "_active", "_answered", "_channel_paused", "_chunks", "_close", "_events", "_head_only", "_held",
-        "_minor", "_next", "_parser", "_paused", "_request_done", "_running", "_server", "_sink", "_slow", "busy",
-        "channel", "context",
+        "_minor", "_next", "_parser", "_paused", "_request_done", "_running", "_server", "_sink", "_slow",
+        "busy", "channel", "context",
     )  # fmt: skip
 
     def __init__(self, server: HttpServer, channel: Channel, context: Any) -> None:
