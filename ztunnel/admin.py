@@ -58,6 +58,8 @@ def metrics_routes(metrics: TcpMetrics, proxies: Proxies) -> Routes:
     """Port 15020, for Prometheus."""
 
     def exposition() -> Answer:
+        for proxy in proxies.all():
+            proxy.count()
         return Answer(200, metrics.exposition() + own_metrics(proxies), METRICS_TYPE)
 
     return {"/metrics": exposition, "/stats/prometheus": exposition}

@@ -45,6 +45,7 @@ class ProxiedConnection:
         self._series: Series | None = None
         self._hbone_address = ""
         self._relay: Relay | None = None
+        self._counted = (0, 0)
         self._finished = False
         context.open.add(self)
 
@@ -96,9 +97,22 @@ class ProxiedConnection:
         if self._finished:
             return
         self._finished = True
-        record = self._record(error, flag, requested, responded)
-        self.context.journal.ended(record, self._series, requested=requested, responded=responded)
+        if self._series is not None:
+            self._add(self._series, requested, responded)
+        self.context.journal.ended(self._record(error, flag, requested, responded), self._series)
         self.context.open.discard(self)
+
+    def count(self) -> None:
+        """Bring the byte counters up to date: a long connection's bytes should not wait for its end."""
+        if self._relay is not None and self._series is not None:
+            requested, responded = self._relay.counts()
+            self._add(self._series, requested, responded)
+
+    def _add(self, series: Series, requested: int, responded: int) -> None:
+        before_requested, before_responded = self._counted
+        self._counted = requested, responded
+        series.received += requested - before_requested
+        series.sent += responded - before_responded
 
     def leave(self) -> None:
         """End without a record: what it became writes its own."""

@@ -11,6 +11,7 @@ from ambient.engine.tls import TlsContext
 from ambient.model.identity import SpiffeId
 from ambient.model.mesh import Mesh
 from ambient.model.workload import Workload
+from ambient.wire.baggage import baggage_of, format_baggage
 from ztunnel.journal import Journal
 from ztunnel.network import PodNetwork
 
@@ -71,6 +72,13 @@ class Context:
     chance: Callable[[], float]
     cluster: str = "Kubernetes"
     response_baggage: bool = True
+    _baggage: tuple[Workload, str] | None = None
+
+    def baggage(self, me: Workload) -> str:
+        """What we say about *me*, worked out once until it changes."""
+        if self._baggage is None or self._baggage[0] is not me:
+            self._baggage = me, format_baggage(baggage_of(me, self.cluster))
+        return self._baggage[1]
 
     @property
     def me(self) -> Workload | None:

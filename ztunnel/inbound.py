@@ -19,7 +19,7 @@ from ambient.model.policy import Connection, enforce
 from ambient.model.record import Direction, Flag
 from ambient.model.route import Admitted, Rejected, admit
 from ambient.model.workload import HBONE_PORT, Workload
-from ambient.wire.baggage import baggage_of, format_baggage, parse_forwarded
+from ambient.wire.baggage import parse_forwarded
 from ztunnel.connection import Closed, ProxiedConnection
 from ztunnel.context import Context
 from ztunnel.failure import describe, status_of
@@ -139,7 +139,7 @@ class InboundStream(ProxiedConnection):
         me = self.context.me
         if me is None or not self.context.response_baggage:
             return ()
-        return (("baggage", format_baggage(baggage_of(me, self.context.cluster))),)
+        return (("baggage", self.context.baggage(me)),)
 
     def _service_meant(self, me: Workload) -> str:
         # Only a label in records and metrics, and only if there is such a service: nothing rests on it.

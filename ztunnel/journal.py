@@ -48,10 +48,10 @@ class Journal:
         """Count a connection whose ends are known; give the result to ``ended``."""
         return self.metrics.opened(traffic)
 
-    def ended(self, record: AccessRecord, series: Series | None, *, requested: int, responded: int) -> None:
+    def ended(self, record: AccessRecord, series: Series | None) -> None:
         """Write the one record of a connection, and count its end if its beginning was counted."""
         if series is not None:
-            closed(series, sent=responded, received=requested, flag=record.flag)
+            closed(series, record.flag)
         if not self._lines:
             self._reactor.call_soon(self.flush)
         self._lines.append(self._format(record))

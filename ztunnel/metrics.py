@@ -82,7 +82,13 @@ class Traffic:
 
 @dataclass(slots=True)
 class Series:
-    """The running counts of one ``Traffic``; closed connections are counted by their flag."""
+    """The running counts of one ``Traffic``.
+
+    Attributes:
+        sent: Bytes towards the source; Istio's metrics look from the destination at both ends.
+        received: Bytes from the source.
+        closed: Ended connections by how they ended.
+    """
 
     labels: str
     opened: int = 0
@@ -134,17 +140,8 @@ class TcpMetrics:
         return found
 
 
-def closed(series: Series, *, sent: int, received: int, flag: Flag) -> None:
-    """Count the end of a connection.
-
-    Args:
-        series: What ``TcpMetrics.opened`` returned for it.
-        sent: Bytes towards the source. Istio's metrics look from the destination at both ends.
-        received: Bytes from the source.
-        flag: How it ended.
-    """
-    series.sent += sent
-    series.received += received
+def closed(series: Series, flag: Flag) -> None:
+    """Count the end of a connection whose beginning ``TcpMetrics.opened`` counted, by how it ended."""
     series.closed[flag] = series.closed.get(flag, 0) + 1
 
 

@@ -16,7 +16,7 @@ from ambient.model.pool_plan import PoolKey
 from ambient.model.record import Direction, Flag
 from ambient.model.route import Pass, Refuse, Route, Tunnel, route
 from ambient.model.workload import Workload
-from ambient.wire.baggage import baggage_of, format_baggage, format_forwarded, format_traceparent
+from ambient.wire.baggage import format_forwarded, format_traceparent
 from ztunnel.connection import Closed, ProxiedConnection
 from ztunnel.context import Context
 from ztunnel.failure import describe, may_go_elsewhere
@@ -88,7 +88,7 @@ class OutboundConnection(ProxiedConnection):
             destination_identity=identity,
         )
         key = pool_key(self.context, chosen)
-        headers = request_headers(me, self.context.cluster, self._source, chosen.service)
+        headers = request_headers(self.context.baggage(me), self._source, chosen.service)
         self._pool.open(key, chosen.authority, headers, self._opened)
 
     def _dialled(self, result: socket.socket | OSError) -> None:
@@ -138,11 +138,11 @@ def pool_key(context: Context, chosen: Tunnel) -> PoolKey:
     )
 
 
-def request_headers(me: Workload, cluster: str, source: Address, service: str) -> Headers:
+def request_headers(baggage: str, source: Address, service: str) -> Headers:
     """What a CONNECT says beside its target."""
     host = service.partition("/")[2]
     return (
-        ("baggage", format_baggage(baggage_of(me, cluster))),
+        ("baggage", baggage),
         ("forwarded", format_forwarded(format_hostport(*source), host)),
         ("traceparent", format_traceparent(random.getrandbits(128), random.getrandbits(64))),
     )

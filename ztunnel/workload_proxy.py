@@ -125,6 +125,11 @@ class WorkloadProxy:
             if connection.facts is not None and not decide(policies, connection.facts).allowed:
                 connection.close(POLICY_CHANGED, Flag.DENY)
 
+    def count(self) -> None:
+        """Bring the metrics of open connections up to date."""
+        for connection in self.context.open.all():
+            connection.count()
+
     def statistics(self) -> ProxyStatistics:
         """What it carries."""
         pool = self._pool.statistics()

@@ -130,10 +130,10 @@ class RecordingJournal(Journal):
         super().__init__(reactor, TcpMetrics(), write=lambda text: None)
         self.records: list[AccessRecord] = []
 
-    def ended(self, record: AccessRecord, series: Series | None, *, requested: int, responded: int) -> None:
+    def ended(self, record: AccessRecord, series: Series | None) -> None:
         """Also remember it."""
         self.records.append(record)
-        super().ended(record, series, requested=requested, responded=responded)
+        super().ended(record, series)
 
 
 class LoopbackMesh:

@@ -23,6 +23,7 @@ from tests.flow.loopback import (
     read_all,
     until,
 )
+from ztunnel.admin import metrics_routes
 
 STRICT = Policy(
     key="istio-system/istio_converted_static_strict",
@@ -337,3 +338,36 @@ async def test_renewal_drops_no_connection(mesh: LoopbackMesh) -> None:
         assert await stream.receive_some() == b"2"
         await stream.aclose()
         await mesh.records(2)
+
+
+@in_mesh
+async def test_bytes_are_counted_while_they_flow_and_only_once(mesh: LoopbackMesh) -> None:
+    """A download of a day must not be one jump in a graph; and the end must not count it again."""
+    web, api = mesh.workload("web"), mesh.workload("api")
+    await mesh.enroll(web)
+    await mesh.enroll(api)
+    metrics = metrics_routes(mesh.journal.metrics, mesh.proxies)["/metrics"]
+
+    def counted(name: str) -> list[int]:
+        lines = metrics().body.splitlines()
+        return [
+            int(line.rsplit(" ", 1)[1])
+            for line in lines
+            if line.startswith(f"istio_tcp_{name}_bytes_total{{")
+        ]
+
+    async def answer(stream: trio.SocketStream) -> None:
+        async for _data in stream:
+            await stream.send_all(b"12345")
+
+    async with application(api, 8080, answer):
+        stream = await mesh.connect(web, (api.addresses[0], 8080))
+        for times in (1, 2):
+            await stream.send_all(b"ask")
+            assert await stream.receive_some() == b"12345"
+            assert counted("received") == [3 * times] * 2
+            assert counted("sent") == [5 * times] * 2
+        await stream.aclose()
+        await mesh.records(2)
+    assert counted("received") == [6, 6]
+    assert counted("sent") == [10, 10]
