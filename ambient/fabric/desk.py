@@ -68,10 +68,14 @@ class Desk:
         }
 
     async def wait_ready(self, call: Call) -> dict[str, Any]:
-        """Wait until all pods (and at least ``pods``) are ready; ``timeout`` seconds at most."""
+        """Wait until all pods are ready, and at least ``pods`` of them, and those named in ``names``.
+
+        The caller knows better than we which pods are to come: an order of control may be on its way.
+        """
         timeout = float(call.params.get("timeout", DEFAULT_TIMEOUT))
         with trio.move_on_after(timeout):
-            return {"pods": await self.pods.wait_ready(int(call.params.get("pods", 0)))}
+            wanted = (int(call.params.get("pods", 0)), frozenset(call.params.get("names", ())))
+            return {"pods": await self.pods.wait_ready(*wanted)}
         waiting = ", ".join(f"{name} ({why})" for name, why in sorted(self.pods.unready().items()))
         raise RpcError(TIMED_OUT, f"not ready after {timeout:g} s: {waiting or 'fewer pods than expected'}")
 

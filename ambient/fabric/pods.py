@@ -91,15 +91,20 @@ class Pods:
         self._changed.set()
         self._changed = trio.Event()
 
-    async def wait_ready(self, at_least: int = 0) -> int:
-        """Wait until every pod is ready, and return how many there are."""
-        while not self._all_ready(at_least):
+    async def wait_ready(self, at_least: int = 0, names: frozenset[str] = frozenset()) -> int:
+        """Wait until every pod is ready, and return how many there are.
+
+        Args:
+            names: ``namespace/name`` of pods that have to be among them.
+        """
+        while not self._all_ready(at_least, names):
             await self._changed.wait()
         return len(self._running)
 
-    def _all_ready(self, at_least: int) -> bool:
+    def _all_ready(self, at_least: int, names: frozenset[str]) -> bool:
         settled = all(each.ready or each.refused for each in self._running.values())
-        return settled and len(self._running) >= at_least
+        known = {each.order.full_name for each in self._running.values()}
+        return settled and len(known) >= at_least and names <= known
 
     def unready(self) -> dict[str, str]:
         """``namespace/name`` -> why, of the pods that are not ready."""

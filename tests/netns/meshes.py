@@ -50,8 +50,16 @@ class Mesh:
         }
         with BlockingAdminClient.connect(self.run_dir / "control.sock", DEADLINE) as control:
             control.call("apply", objects=[namespace, *objects])
+        names = [f"test/{each['metadata']['name']}" for each in objects]
         with BlockingAdminClient.connect(self.run_dir / "fabric.sock", DEADLINE) as fabric:
-            fabric.call("wait_ready", pods=len(objects), timeout=timeout)
+            fabric.call("wait_ready", names=names, timeout=timeout)
+
+    def delete(self, *names: str) -> None:
+        """Delete pods and wait until they are gone."""
+        objects = [pod(name, "true") for name in names]
+        with BlockingAdminClient.connect(self.run_dir / "control.sock", DEADLINE) as control:
+            control.call("delete", objects=objects)
+        wait_until(lambda: not set(names) & set(self.pods()), "deleted pods to be gone")
 
     def pods(self) -> dict[str, dict[str, Any]]:
         """Name -> what control shows of each pod."""
