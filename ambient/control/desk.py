@@ -26,6 +26,9 @@ from ambient.errors import ConfigError
 from ambient.model.authorization import convert
 from ambient.model.manifest import parse_object
 
+# How long an answer waits for slow daemons; picked, not measured.
+IN_FORCE_SECONDS = 2.0
+
 # Kinds that live outside namespaces.
 CLUSTER_SCOPED = ("Namespace", "Node")
 
@@ -60,6 +63,7 @@ class Desk:
         check = partial(check_store, capacity=self._cluster.book.capacity)
         store, outcomes = self._cluster.store.apply(objects, self._cluster.clock(), check)
         self._cluster.commit(store)
+        await self._in_force()
         warnings = list(self._cluster.security().warnings)
         return {"objects": [each.as_dict() for each in outcomes], "warnings": warnings}
 
@@ -72,8 +76,14 @@ class Desk:
         for pod in again:
             pod.ending = True
         self._cluster.commit(store)
+        await self._in_force()
         outcomes += tuple(Outcome("Pod", pod.namespace, pod.name, "deleted") for pod in again)
         return {"objects": [each.as_dict() for each in outcomes]}
+
+    async def _in_force(self) -> None:
+        """Return when the daemons have applied it: a script need not guess. A slow one holds up nobody."""
+        distribution = self._cluster.distribution
+        await distribution.settled(self._cluster.registry().version, IN_FORCE_SECONDS)
 
     def _owned_pod(self, key: Key) -> Any:
         pod = self._cluster.pod(key[1], key[2])
