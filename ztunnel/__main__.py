@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import os
 import sys
@@ -17,27 +18,34 @@ from ztunnel.settings import Settings, read_settings
 EXIT_CONFIG, EXIT_UNAVAILABLE = 65, 69
 
 
-class _Lines(logging.Formatter):
-    """ztunnel's shape: time, level, scope, message, separated by tabs."""
+class Lines(logging.Formatter):
+    """ztunnel's shape: time, level, scope, message, separated by tabs; or the same as JSON."""
+
+    def __init__(self, *, as_json: bool = False) -> None:
+        super().__init__()
+        self._as_json = as_json
 
     def format(self, record: logging.LogRecord) -> str:
-        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        """One line, and the traceback of a bug below it (inside the message, in JSON)."""
+        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        moment = f"{seconds}.{int(record.created % 1 * 1e6):06d}Z"
         level = "warn" if record.levelno == logging.WARNING else record.levelname.lower()
         text = record.getMessage()
         if record.exc_info:
             text += "\n" + self.formatException(record.exc_info)
-        return f"{moment}.{int(record.created % 1 * 1e6):06d}Z\t{level}\t{record.name}\t{text}"
+        if self._as_json:
+            return json.dumps({"level": level, "time": moment, "scope": record.name, "message": text})
+        return f"{moment}\t{level}\t{record.name}\t{text}"
 
 
 def main() -> int:
     """Run until told to stop; returns the exit code."""
     # A session's secrets must reach nobody, whoever set this variable.
     os.environ.pop("SSLKEYLOGFILE", None)
-    output = logging.StreamHandler(sys.stderr)
-    output.setFormatter(_Lines())
-    logging.basicConfig(level=logging.INFO, handlers=[output])
     try:
-        _run(read_settings(os.environ))
+        settings = read_settings(os.environ)
+        _log_to_stderr(settings)
+        _run(settings)
     except ConfigError as exc:
         print(f"ztunnel: {exc}", file=sys.stderr)
         return EXIT_CONFIG
@@ -45,6 +53,12 @@ def main() -> int:
         print(f"ztunnel: {exc}", file=sys.stderr)
         return EXIT_UNAVAILABLE
     return 0
+
+
+def _log_to_stderr(settings: Settings) -> None:
+    output = logging.StreamHandler(sys.stderr)
+    output.setFormatter(Lines(as_json=settings.json_log))
+    logging.basicConfig(level=logging.INFO, handlers=[output])
 
 
 def _run(settings: Settings) -> None:

@@ -76,17 +76,21 @@ async def test_listeners_are_closed_at_once(mesh: LoopbackMesh) -> None:
 async def test_what_waits_in_the_accept_queue_is_served(mesh: LoopbackMesh) -> None:
     """Closing a listener resets whatever nobody has accepted yet."""
     web, api = await pair(mesh)
-    async with application(api, 8080, echo):
-        streams: list[trio.SocketStream] = []
-        # The kernel completes these handshakes while the reactor stands still between two awaits of ours.
+    streams: list[trio.SocketStream] = []
+
+    async def knock_at_the_last_moment(seconds: float) -> None:
+        # In place of the patience of ``drain``, and without ever letting the reactor run.
         for _ in range(50):
             sock = socket.socket()
             sock.bind((web.addresses[0], 0))
             mesh.wanted[sock.getsockname()] = (api.addresses[0], 8080)
             sock.connect((web.addresses[0], 15001))
             streams.append(trio.SocketStream(trio.socket.from_stdlib_socket(sock)))
-        await mesh.proxies.remove(web.uid)
 
+    async with application(api, 8080, echo):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("ztunnel.workload_proxy.trio.sleep", knock_at_the_last_moment)
+            await mesh.proxies.remove(web.uid)
         for stream in streams:
             await exchange(stream, b"served")
             await stream.aclose()

@@ -66,26 +66,32 @@ def two_pods(body: Body) -> None:
     run_mesh(test, 60)
 
 
+async def both_captured(mesh: LoopbackMesh, client: Host, server: Host) -> None:
+    web, api = await enroll(mesh, client, "web"), await enroll(mesh, server, "api")
+    async with serving(server.listen(8080), echo) as peers:
+        for ip, source in ((server.ip, client.ip), (server.ip6, client.ip6)):
+            stream = await connect(client, ip, 8080)
+            await stream.send_all(b"hello")
+            assert await stream.receive_some() == b"hello"
+            assert stream.socket.getpeername()[:2] == (ip, 8080)
+            await stream.aclose()
+            assert peers.pop()[0] == source
+        records = await mesh.records(4)
+    assert {record.error for record in records} == {""}
+    assert {record.source.identity for record in records} == {web.identity}
+    assert {record.destination.identity for record in records} == {api.identity}
+
+
 @in_namespaces
 def test_both_captured_and_the_application_sees_the_client() -> None:
     """By v4 and v6: the tunnel is not to be seen from either end."""
+    two_pods(both_captured)
 
-    async def body(mesh: LoopbackMesh, client: Host, server: Host) -> None:
-        web, api = await enroll(mesh, client, "web"), await enroll(mesh, server, "api")
-        async with serving(server.listen(8080), echo) as peers:
-            for ip, source in ((server.ip, client.ip), (server.ip6, client.ip6)):
-                stream = await connect(client, ip, 8080)
-                await stream.send_all(b"hello")
-                assert await stream.receive_some() == b"hello"
-                assert stream.socket.getpeername()[:2] == (ip, 8080)
-                await stream.aclose()
-                assert peers.pop()[0] == source
-            records = await mesh.records(4)
-        assert {record.error for record in records} == {""}
-        assert {record.source.identity for record in records} == {web.identity}
-        assert {record.destination.identity for record in records} == {api.identity}
 
-    two_pods(body)
+@in_namespaces(rootless=True)
+def test_the_same_without_root() -> None:
+    """Transparent sockets, marks and foreign source addresses need no root, only a user namespace."""
+    two_pods(both_captured)
 
 
 @in_namespaces

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import socket
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ztunnel.__main__ import EXIT_CONFIG, EXIT_UNAVAILABLE, _Lines
+from ztunnel.__main__ import EXIT_CONFIG, EXIT_UNAVAILABLE, Lines
 
 ROOT = Path(__file__).parents[3]
 
@@ -60,9 +61,10 @@ def test_a_log_line_has_ztunnels_shape() -> None:
     """Time, level, scope, message; the traceback of a bug below."""
     record = logging.LogRecord("ztunnel", logging.WARNING, "", 0, "no %s", ("agent",), None)
     record.created = 1.5
-    assert _Lines().format(record) == "1970-01-01T00:00:01.500000Z\twarn\tztunnel\tno agent"
+    assert Lines().format(record) == "1970-01-01T00:00:01.500000Z\twarn\tztunnel\tno agent"
+    assert json.loads(Lines(as_json=True).format(record))["message"] == "no agent"
     try:
         raise ValueError("odd")
     except ValueError:
         record.exc_info = sys.exc_info()
-    assert _Lines().format(record).endswith("ValueError: odd")
+    assert Lines().format(record).endswith("ValueError: odd")
