@@ -202,13 +202,13 @@ class Host:
             raise
         return made
 
-    def udp(self, host: str = "") -> socket.socket:
+    def udp(self, host: str = "", port: int = 0) -> socket.socket:
         """A UDP socket in it, bound to *host* if given; IPv6 if *host* is."""
         with in_netns(self.netns):
             made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
         made.settimeout(DEADLINE)
         if host:
-            made.bind((host, 0))
+            made.bind((host, port))
         return made
 
 

@@ -27,7 +27,11 @@ from ambient.wire.nft import (
     ToProxy,
     ToThisHost,
     Translate,
+    Translated,
+    Transport,
 )
+
+TRANSPORT_GUARD = "meta l4proto { tcp, udp }"
 
 
 def format_table(table: Table) -> str:
@@ -55,7 +59,12 @@ def format_deletion(name: str) -> str:
 
 def format_rule(rule: Rule) -> str:
     """One rule on one line."""
-    return " ".join(map(_term, rule))
+    words = " ".join(map(_term, rule))
+    # Which protocol it is was asked by the rule that led here; nft wants to read it in this one too.
+    unasked = any(isinstance(term, Translate) for term in rule) and not any(
+        isinstance(term, DestinationPort) for term in rule
+    )
+    return f"{TRANSPORT_GUARD} {words}" if unasked else words
 
 
 def _bare(table: Table) -> tuple[Chain, ...]:
@@ -78,10 +87,14 @@ def _term(term: Term) -> str:
             return f"meta mark & {mask:#x} == {value:#x}"
         case ConnectionMark(value, mask):
             return f"ct mark & {mask:#x} == {value:#x}"
+        case Translated():
+            return "ct status dnat"
         case Interface(way, name):
             return f'{way.value} "{name}"'
         case Address(end, network):
             return f"{_family(network)} {end.value} {network}"
+        case Transport(protocol):
+            return f"meta l4proto {L4(protocol).name.lower()}"
         case DestinationPort(protocol, port, negated):
             return f"{L4(protocol).name.lower()} dport {'!= ' if negated else ''}{port}"
         case Syn():
@@ -114,8 +127,8 @@ def _statement(term: Term) -> str:
             return f"dnat {_family(ip)} to {f'[{ip}]' if ':' in ip else ip}:{port}"
         case Masquerade():
             return "masquerade"
-        case Reject():
-            return "reject with icmpx type port-unreachable"
+        case Reject(reset):
+            return f"reject with {'tcp reset' if reset else 'icmpx type port-unreachable'}"
         case _:
             raise TypeError(f"not a term of a rule: {term!r}")
 

@@ -35,9 +35,15 @@ from ambient.wire.nft import (
     Rule,
     Table,
     Translate,
+    Translated,
+    Transport,
 )
 
 TABLE = "ambient_services"
+
+# Always there for a second reason: conntrack is on for as long as some rule speaks of it, and when it
+# goes off, with the last endpoint of the last service, connections that were translated are cut.
+_GO_ON: Rule = (Translated(), Accept())
 
 
 def vip_plan(
@@ -57,7 +63,7 @@ def vip_plan(
     to_services: tuple[Rule, ...] = tuple(
         (Address(End.DESTINATION, network), Goto("services")) for network in networks
     )
-    refused: tuple[Rule, ...] = tuple((Address(End.DESTINATION, network), Reject()) for network in networks)
+    refused = tuple(rule for network in networks for rule in _refusal(network))
     spared: tuple[Rule, ...] = tuple((Address(End.DESTINATION, address), Accept()) for address in own)
     return Table(
         TABLE,
@@ -67,10 +73,15 @@ def vip_plan(
             Chain("prerouting", to_services, Base("nat", Hook.PREROUTING, DSTNAT)),
             Chain("output", to_services, Base("nat", Hook.OUTPUT, DSTNAT)),
             Chain("postrouting", tuple(_hairpins(mesh, node)), Base("nat", Hook.POSTROUTING, SRCNAT)),
-            Chain("refuse_forwarded", refused, Base("filter", Hook.FORWARD, FILTER)),
-            Chain("refuse_own", (*spared, *refused), Base("filter", Hook.OUTPUT, FILTER)),
+            Chain("refuse_forwarded", (_GO_ON, *refused), Base("filter", Hook.FORWARD, FILTER)),
+            Chain("refuse_own", (_GO_ON, *spared, *refused), Base("filter", Hook.OUTPUT, FILTER)),
         ),
     )
+
+
+def _refusal(network: str) -> tuple[Rule, ...]:
+    there = Address(End.DESTINATION, network)
+    return (there, Transport(L4.TCP), Reject(reset=True)), (there, Reject())
 
 
 def _ports(mesh: Mesh) -> Iterator[tuple[Chain, tuple[Rule, ...]]]:

@@ -71,6 +71,11 @@ class ConnectionMark:
 
 
 @dataclass(frozen=True, slots=True)
+class Translated:
+    """The destination of its connection was rewritten (DNAT)."""
+
+
+@dataclass(frozen=True, slots=True)
 class Interface:
     """It came in by, or goes out by, the interface *name*."""
 
@@ -84,6 +89,13 @@ class Address:
 
     end: End
     network: str
+
+
+@dataclass(frozen=True, slots=True)
+class Transport:
+    """It is of *protocol*."""
+
+    protocol: L4
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,14 +186,18 @@ class Masquerade:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """Answer "port unreachable"."""
+    """Answer "port unreachable", or, with *reset*, a TCP reset (which no rate limit holds back)."""
+
+    reset: bool = False
 
 
 Term: TypeAlias = (
     PacketMark
     | ConnectionMark
+    | Translated
     | Interface
     | Address
+    | Transport
     | DestinationPort
     | Syn
     | ToThisHost

@@ -49,6 +49,8 @@ from ambient.wire.nft import (
     ToProxy,
     ToThisHost,
     Translate,
+    Translated,
+    Transport,
     Way,
 )
 
@@ -71,11 +73,12 @@ _VERDICT, _FIRST, _SECOND = 0, 1, 2
 _EQUAL, _UNEQUAL = 0, 1
 _NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
 _META_MARK, _META_IIFNAME, _META_OIFNAME, _META_NFPROTO, _META_L4PROTO = 3, 6, 7, 15, 16
-_CT_MARK = 3
+_CT_STATUS, _CT_MARK = 2, 3
+_IPS_DST_NAT = 1 << 5
 _FIB_RESULT_ADDRTYPE, _FIB_F_DADDR, _RTN_LOCAL = 3, 2, 2
 _NAT_DESTINATION, _NAT_PORT_GIVEN = 1, 2
 _NUMGEN_RANDOM = 1
-_REJECT_ICMPX, _ICMPX_PORT_UNREACHABLE = 2, 1
+_REJECT_TCP_RESET, _REJECT_ICMPX, _ICMPX_PORT_UNREACHABLE = 1, 2, 1
 _NF_ACCEPT, _NFT_GOTO = 1, -4 & 0xFFFFFFFF
 # Byte 13 of a TCP header: FIN 1, SYN 2, RST 4, ACK 16.
 _FLAGS_OFFSET, _FLAGS_MASK, _SYN = 13, b"\x17", b"\x02"
@@ -200,11 +203,16 @@ def _expressions(term: Term) -> Iterable[tuple[str, bytes]]:
             return [_meta(_META_MARK), _and(_host(mask)), _compare(_host(value))]
         case ConnectionMark(value, mask):
             return [_ct_mark(), _and(_host(mask)), _compare(_host(value))]
+        case Translated():
+            status = ("ct", be32(1, _FIRST) + be32(2, _CT_STATUS))
+            return [status, _and(_host(_IPS_DST_NAT)), _compare(_host(0), _UNEQUAL)]
         case Interface(way, name):
             key = _META_IIFNAME if way is Way.IN else _META_OIFNAME
             return [_meta(key), _compare(name.encode().ljust(_INTERFACE_NAME_BYTES, b"\0"))]
         case Address(end, network):
             return _address(end, ip_network(network))
+        case Transport(protocol):
+            return _protocol(protocol)
         case DestinationPort(protocol, port, negated):
             compared = _compare(_port(port), _UNEQUAL if negated else _EQUAL)
             return [*_protocol(protocol), _payload(_TRANSPORT_HEADER, 2, 2), compared]
@@ -240,8 +248,9 @@ def _statement(term: Term) -> Iterable[tuple[str, bytes]]:
             return _translate(ip, port)
         case Masquerade():
             return [("masq", b"")]
-        case Reject():
-            return [("reject", be32(1, _REJECT_ICMPX) + attribute(2, bytes((_ICMPX_PORT_UNREACHABLE,))))]
+        case Reject(reset):
+            code = attribute(2, bytes((0 if reset else _ICMPX_PORT_UNREACHABLE,)))
+            return [("reject", be32(1, _REJECT_TCP_RESET if reset else _REJECT_ICMPX) + code)]
         case _:
             raise TypeError(f"not a term of a rule: {term!r}")
 

@@ -37,6 +37,8 @@ from ambient.wire.nft import (
     ToProxy,
     ToThisHost,
     Translate,
+    Translated,
+    Transport,
     Way,
 )
 
@@ -86,6 +88,7 @@ def test_replacement_and_deletion_work_whether_or_not_it_stands() -> None:
     [
         (PacketMark(1, 0xFFF), ["meta", "bitwise", "cmp"]),
         (ConnectionMark(1, 0xFFF), ["ct", "bitwise", "cmp"]),
+        (Translated(), ["ct", "bitwise", "cmp"]),
         (Interface(Way.IN, "lo"), ["meta", "cmp"]),
         (Interface(Way.OUT, "lo"), ["meta", "cmp"]),
         (Address(End.SOURCE, "10.0.0.1"), ["meta", "cmp", "payload", "cmp"]),
@@ -106,6 +109,8 @@ def test_replacement_and_deletion_work_whether_or_not_it_stands() -> None:
         (Translate("fd00::1", 80), ["immediate", "immediate", "nat"]),
         (Masquerade(), ["masq"]),
         (Reject(), ["reject"]),
+        (Reject(reset=True), ["reject"]),
+        (Transport(L4.TCP), ["meta", "cmp"]),
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, list) else "",
 )
