@@ -182,7 +182,9 @@ def test_sixty_four_megabytes_arrive_byte_for_byte() -> None:
             await stream.aclose()
             records = await mesh.records(2)
         assert answer == hashlib.sha256(block * MEGABYTES).digest()
+        # Each end counts from where it stands: what the source sent, the destination received.
         assert [record.bytes_received for record in records] == [MEGABYTES << 20, 32]
+        assert [record.bytes_sent for record in records] == [32, MEGABYTES << 20]
 
     two_pods(body)
 
