@@ -162,7 +162,7 @@ class Enroller:
         return f"; no agent on {', '.join(away)}, see: ambient logs agent/{away[0]}" if away else ""
 
     def _result(self, request: Request, plan: Plan, progress: _Progress) -> dict[str, Any]:
-        pods = [self._pod_result(key, progress) for key in progress.modes]
+        pods = [self._pod_result(key, request.mode, progress) for key in progress.modes]
         skipped = [pod for pod in self._cluster.pods() if pod.uid in plan.skipped]
         pods += [_line(pod, enrolled=False, reason=plan.skipped[pod.uid]) for pod in skipped]
         return {
@@ -172,12 +172,13 @@ class Enroller:
             "failed": len(progress.failures),
         }
 
-    def _pod_result(self, key: Key, progress: _Progress) -> dict[str, Any]:
+    def _pod_result(self, key: Key, asked: Mode, progress: _Progress) -> dict[str, Any]:
         pod = self._cluster.pod(*key)
         if pod is None:
             return {"namespace": key[0], "name": key[1], "node": "", "enrolled": False, "reason": "deleted"}
+        reason = progress.failures.get(key) or _otherwise(asked, progress.modes[key])
         spent = (progress.finished.get(key, progress.started) - progress.started) * 1000
-        line = _line(pod, enrolled=is_enrolled(pod), reason=progress.failures.get(key, ""))
+        line = _line(pod, enrolled=is_enrolled(pod), reason=reason)
         kept = pod.capture.kept if pod.capture.kept >= 0 else None
         line |= {"restarts": int(key in progress.restarted), "duration_ms": round(spent, 1)}
         line["established_connections_kept"] = 0 if key in progress.restarted else kept
@@ -240,6 +241,11 @@ def _line(pod: Pod, *, enrolled: bool, reason: str) -> dict[str, Any]:
     }
 
 
+def _otherwise(asked: Mode, mode: Mode) -> str:
+    """Why a pod of a namespace is in another mode than its namespace; "" if it is not."""
+    return "" if mode is asked else f"its own label asks for mode {mode.value}, and beats its namespace's"
+
+
 def _forecast(request: Request, plan: Plan) -> dict[str, Any]:
     """What would be done."""
     pods = []
@@ -247,7 +253,7 @@ def _forecast(request: Request, plan: Plan) -> dict[str, Any]:
         restart = pod.uid in plan.restarts
         words = f"would be {mode.value}" + (", by a restart" if restart else "")
         if is_settled(pod, mode) and not restart:
-            words = f"is {mode.value} already"
+            words = _otherwise(request.mode, mode) or f"is {mode.value} already"
         line = _line(pod, enrolled=is_enrolled(pod), reason=words)
         pods.append({**line, "restarts": int(restart)})
     return {

@@ -282,3 +282,18 @@ async def test_replicas_restart_one_after_the_other() -> None:
 
         api = [line for line in mesh.fabric.log if " api-v1-" in line]
         assert [line.split()[0] for line in api] == ["remove", "add", "remove", "add"]
+
+
+async def test_a_pod_with_a_label_of_its_own_stays_and_says_why() -> None:
+    """Otherwise "released: 3 pods" would be a lie about one of them."""
+    async with fake_mesh() as mesh:
+        await mesh.apply(SHOP)
+        await mesh.ready()
+        await mesh.enroll("shop/client")
+
+        result = await mesh.enroll("shop", mode="none")
+
+        (client,) = [pod for pod in result["pods"] if pod["name"] == "client"]
+        assert client["enrolled"]
+        assert client["reason"] == "its own label asks for mode ambient, and beats its namespace's"
+        assert {pod["reason"] for pod in result["pods"]} == {client["reason"], ""}
