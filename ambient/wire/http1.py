@@ -43,7 +43,7 @@ class _Parser:
     """What both directions share: feeding llhttp, bounds, and ending with ``Refused``."""
 
     __slots__ = (
-        "_begun", "_body", "_broken", "_bytes", "_count", "_events", "_kept", "_parser", "_quiet", "_special"
+        "_begun", "_body", "_broken", "_events", "_kept", "_parser", "_quiet", "_special", "_trailers"
     )  # fmt: skip
 
     def __init__(self, parser: Any) -> None:
@@ -64,7 +64,7 @@ class _Parser:
         """Start a new message."""
         self._kept: list[Header] = []
         self._special: dict[bytes, bytes] = {}
-        self._bytes = self._count = 0
+        self._trailers = 0
         self._begun = self._body = False
 
     def _feed(self, data: bytes | bytearray | memoryview) -> None:
@@ -93,23 +93,38 @@ class _Parser:
         self._events.append(refused)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Called by llhttp for each header, and for each trailer, which is counted and dropped."""
-        self._count += 1
-        self._bytes += len(name) + len(value) + 4
-        if self._count > MAX_HEADERS or self._bytes > MAX_HEAD_BYTES:
-            raise Refusal(431, "header block over its bound")
-        if self._body:
-            return
+        """Called by llhttp for each header, and for each trailer.
+
+        The hottest line of the house: bounds are checked once, in ``_check_size``; until then a head is
+        bounded by one read and by ``_check_quiet``.
+        """
         name = name.lower()
-        value = value.strip(b" \t")
-        if name not in SPECIAL:
-            self._kept.append((name, value))
+        if self._body or name in SPECIAL:
+            self._unusual(name, value.strip(b" \t"))
+        else:
+            self._kept.append((name, value.strip(b" \t")))
+
+    def _unusual(self, name: bytes, value: bytes) -> None:
+        """A header that frames the message, or a trailer, which is counted and dropped."""
+        if self._body:
+            self._trailers += 1
+            if self._trailers > MAX_HEADERS:
+                raise Refusal(431, "trailers over their bound")
         elif name not in self._special:
             self._special[name] = value
         elif name in ONCE:
             raise Refusal(400, f"two {name.decode()} headers")
         else:
             self._special[name] += b", " + value
+
+    def _check_size(self, target: bytes = b"") -> None:
+        """At the end of a head: was it within its bounds?"""
+        if len(self._kept) + len(self._special) > MAX_HEADERS:
+            raise Refusal(431, f"over {MAX_HEADERS} headers")
+        if self._quiet > MAX_HEAD_BYTES:  # else the whole read was small
+            fields = (*self._kept, *self._special.items())
+            if len(target) + sum(len(name) + len(value) + 4 for name, value in fields) > MAX_HEAD_BYTES:
+                raise Refusal(431, "header block over its bound")
 
     def on_body(self, data: bytes) -> None:
         """Called by llhttp for each piece of body."""
@@ -188,6 +203,7 @@ class RequestParser(_Parser):
         version = parser.get_http_version()
         if version != "1.1" and version != "1.0":
             raise Refusal(505, f"HTTP/{version}")
+        self._check_size(self._target)
         minor = 1 if version == "1.1" else 0
         method = parser.get_method()
         target, host = origin_target(method, self._target, special.get(b"host"), minor)
@@ -278,6 +294,7 @@ class ResponseParser(_Parser):
         version = parser.get_http_version()
         if (version != "1.1" and version != "1.0") or not 100 <= status <= 599 or status == 101:
             raise Refusal(502, f"HTTP/{version} status {status}")
+        self._check_size()
         minor = 1 if version == "1.1" else 0
         length, chunked = framing(self._special, minor)
         head = ResponseHead(status, end_to_end(self._kept, self._special), length, chunked, minor=minor)
