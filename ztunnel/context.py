@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -13,7 +14,7 @@ from ambient.model.mesh import Mesh
 from ambient.model.workload import Workload
 from ambient.wire.baggage import baggage_of, format_baggage
 from ztunnel.journal import Journal
-from ztunnel.network import PodNetwork
+from ztunnel.network import Address, PodNetwork
 
 if TYPE_CHECKING:
     from ztunnel.connection import ProxiedConnection
@@ -28,22 +29,30 @@ class Contexts(Protocol):
 
 
 class OpenConnections:
-    """Every connection of one workload that has no record yet."""
+    """Every connection of one workload that has no record yet; contains the addresses of their peers."""
 
     def __init__(self) -> None:
         self._open: dict[ProxiedConnection, None] = {}
+        self._peers: Counter[Address] = Counter()
         self.on_empty: Callable[[], None] | None = None
 
     def __len__(self) -> int:
         return len(self._open)
 
+    def __contains__(self, peer: object) -> bool:
+        return peer in self._peers
+
     def add(self, connection: ProxiedConnection) -> None:
         """Take part until ``discard``."""
         self._open[connection] = None
+        self._peers[connection.source] += 1
 
     def discard(self, connection: ProxiedConnection) -> None:
         """It has ended; tells ``on_empty`` if it was the last."""
-        self._open.pop(connection, None)
+        del self._open[connection]
+        self._peers[connection.source] -= 1
+        if not self._peers[connection.source]:
+            del self._peers[connection.source]
         if not self._open and self.on_empty is not None:
             self.on_empty()
 

@@ -123,7 +123,7 @@ class InboundStream(ProxiedConnection):
             self._refuse(403, exc.reason, Flag.DENY)
             return
         self._dialling = self.context.network.dial(
-            (target.ip, target.port), self._dialled, source=self._tunnel.source
+            (target.ip, target.port), self._dialled, source=self._tunnel.source[0], live=self.context.open
         )
 
     def _dialled(self, result: socket.socket | OSError) -> None:

@@ -12,7 +12,7 @@ import fcntl
 import os
 import random
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Protocol, TypeAlias
 
 from ambient.engine.dial import dial_socket
@@ -49,12 +49,14 @@ class PodNetwork(Protocol):
         """Where the peer of an accepted connection wanted to go."""
         ...
 
-    def dial(self, address: Address, on_done: OnDialled, *, source: Address | None = None) -> Cancellable:
+    def dial(
+        self, address: Address, on_done: OnDialled, *, source: str = "", live: Container[Address] = ()
+    ) -> Cancellable:
         """Connect from the pod to *address*; *on_done* is never called before this returns.
 
         Args:
-            source: The client whose address the connection is to carry. Its port is only what the
-                connection's port must not be.
+            source: The client's ip, if the connection is to carry it.
+            live: Clients connected now, whose ports the connection must not take.
         """
         ...
 
@@ -87,11 +89,13 @@ class NetnsNetwork:
         """By conntrack after REDIRECT, by the local address after TPROXY."""
         return original_destination(sock)
 
-    def dial(self, address: Address, on_done: OnDialled, *, source: Address | None = None) -> Cancellable:
+    def dial(
+        self, address: Address, on_done: OnDialled, *, source: str = "", live: Container[Address] = ()
+    ) -> Cancellable:
         """Connect from inside; a pod that calls itself keeps its address anyway, so nothing is spoofed."""
-        if source is None or source[0] == address[0]:
+        if not source or source == address[0]:
             return self.dial_from(address, on_done, None)
-        return _SpoofedDial(self, self._ports, address, source, on_done)
+        return _SpoofedDial(self, self._ports, address, on_done, source, live)
 
     def dial_from(self, address: Address, on_done: OnDialled, source: Address | None) -> Cancellable:
         """One attempt, from exactly *source* if it is given."""
@@ -122,13 +126,20 @@ class _SpoofedDial:
     """Tries source ports until the kernel takes one."""
 
     def __init__(
-        self, network: NetnsNetwork, ports: SourcePorts, address: Address, source: Address, on_done: OnDialled
+        self,
+        network: NetnsNetwork,
+        ports: SourcePorts,
+        address: Address,
+        on_done: OnDialled,
+        source: str,
+        live: Container[Address],
     ) -> None:
         self._network = network
         self._ports = ports
         self._address = address
-        self._source = source
         self._on_done = on_done
+        self._source = source
+        self._live = live
         self._attempt = 0
         self._dialling = self._dial()
 
@@ -136,9 +147,8 @@ class _SpoofedDial:
         self._dialling.cancel()
 
     def _dial(self) -> Cancellable:
-        ip, client_port = self._source
-        port = self._ports.candidate(self._attempt, client_port)
-        return self._network.dial_from(self._address, self._dialled, (ip, port))
+        port = self._ports.candidate(self._attempt, self._source, self._live)
+        return self._network.dial_from(self._address, self._dialled, (self._source, port))
 
     def _dialled(self, result: socket.socket | OSError) -> None:
         self._attempt += 1

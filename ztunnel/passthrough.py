@@ -48,7 +48,9 @@ class PassthroughConnection(ProxiedConnection):
         except Denied as exc:
             self._refuse(exc.reason, Flag.DENY)
             return
-        self._dialling = self.context.network.dial(self._target, self._dialled, source=self._source)
+        self._dialling = self.context.network.dial(
+            self._target, self._dialled, source=self._source[0], live=self.context.open
+        )
 
     def give_up(self, reason: Closed) -> None:
         """Reset the client's side."""

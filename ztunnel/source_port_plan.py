@@ -10,12 +10,17 @@ Source: measured (the collision, and that 61000 and above avoid it); the second 
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 FIRST_PORT, LAST_PORT = 61000, 65535
 SPARE_FIRST_PORT, SPARE_LAST_PORT = 10000, 32767
 
 # Ports tried in the first range before the second is used, and in all before we give up.
 FIRST_ATTEMPTS = 16
 MAX_ATTEMPTS = 64
+
+# Live ports stepped over in one try; a client with more neighbours than this is tried all the same.
+MAX_SKIPS = 256
 
 
 class SourcePorts:
@@ -26,25 +31,33 @@ class SourcePorts:
     """
 
     def __init__(self, start: int) -> None:
-        self._next = start
-        self._next_spare = start
+        self._first = _Round(FIRST_PORT, LAST_PORT, start)
+        self._spare = _Round(SPARE_FIRST_PORT, SPARE_LAST_PORT, start)
 
-    def candidate(self, attempt: int, taken: int) -> int:
-        """The port for the *attempt*-th try (from 0) of one connection.
+    def candidate(self, attempt: int, ip: str, live: Container[tuple[str, int]]) -> int:
+        """The port for the *attempt*-th try (from 0) of one connection that carries the address *ip*.
 
         Args:
-            taken: The client's own port, which is certainly live.
+            live: Addresses and ports of clients that are connected now: none of theirs is taken. (A
+                client whose own range is not the default one may hold ports of ours.)
         """
-        if attempt < FIRST_ATTEMPTS:
-            self._next, port = _step(self._next, FIRST_PORT, LAST_PORT)
-            if port == taken:
-                self._next, port = _step(self._next, FIRST_PORT, LAST_PORT)
-            return port
-        self._next_spare, port = _step(self._next_spare, SPARE_FIRST_PORT, SPARE_LAST_PORT)
-        if port == taken:
-            self._next_spare, port = _step(self._next_spare, SPARE_FIRST_PORT, SPARE_LAST_PORT)
+        ports = self._first if attempt < FIRST_ATTEMPTS else self._spare
+        for _ in range(MAX_SKIPS):
+            port = ports.step()
+            if (ip, port) not in live:
+                return port
         return port
 
 
-def _step(number: int, first: int, last: int) -> tuple[int, int]:
-    return number + 1, first + number % (last - first + 1)
+class _Round:
+    """All ports of a range, one after the other."""
+
+    def __init__(self, first: int, last: int, start: int) -> None:
+        self._first = first
+        self._count = last - first + 1
+        self._next = start % self._count
+
+    def step(self) -> int:
+        port = self._first + self._next
+        self._next = (self._next + 1) % self._count
+        return port

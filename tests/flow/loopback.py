@@ -9,7 +9,7 @@ import itertools
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Container
 from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
 
@@ -67,10 +67,11 @@ class LoopbackNetwork:
         """What the client said it wanted; else where it came to."""
         return self._wanted.get(plain_address(sock.getpeername()), plain_address(sock.getsockname()))
 
-    def dial(self, address: Address, on_done: OnDialled, *, source: Address | None = None) -> Cancellable:
+    def dial(
+        self, address: Address, on_done: OnDialled, *, source: str = "", live: Container[Address] = ()
+    ) -> Cancellable:
         """From this pod's address, or from the client's."""
-        ip = source[0] if source else self.ip
-        return dial_socket(self._reactor, address, on_done, source=(ip, 0))
+        return dial_socket(self._reactor, address, on_done, source=(source or self.ip, 0))
 
     def close(self) -> None:
         """Remember it."""

@@ -239,7 +239,7 @@ class StuckDial:
         self.on_done: OnDialled | None = None
         self.cancelled = False
 
-    def __call__(self, address: Address, on_done: OnDialled, *, source: Address | None = None) -> Cancellable:
+    def __call__(self, address: Address, on_done: OnDialled, **how: object) -> Cancellable:
         self.on_done = on_done
         return self
 

@@ -18,32 +18,41 @@ from ztunnel.source_port_plan import (
 EPHEMERAL = range(32768, 61000)  # Linux's default ip_local_port_range.
 
 
-@given(st.integers(0, 65535), st.lists(st.integers(1, 65535), min_size=1, max_size=50))
-def test_no_candidate_is_a_port_the_client_may_hold(start: int, clients: list[int]) -> None:
+CLIENT = "10.0.0.1"
+
+
+@given(st.integers(0, 2**16), st.sets(st.integers(1, 65535), max_size=50))
+def test_no_candidate_is_a_port_the_client_may_hold(start: int, held: set[int]) -> None:
     """The same four numbers twice, and the client's own connection is reset."""
     ports = SourcePorts(start)
+    live = {(CLIENT, port) for port in held}
 
-    for taken in clients:
-        for attempt in range(MAX_ATTEMPTS):
-            port = ports.candidate(attempt, taken)
-            assert port != taken
-            assert port not in EPHEMERAL
-            if attempt < FIRST_ATTEMPTS:
-                assert FIRST_PORT <= port <= LAST_PORT
-            else:
-                assert SPARE_FIRST_PORT <= port <= SPARE_LAST_PORT
+    for attempt in range(MAX_ATTEMPTS):
+        port = ports.candidate(attempt, CLIENT, live)
+        assert port not in held
+        assert port not in EPHEMERAL
+        if attempt < FIRST_ATTEMPTS:
+            assert FIRST_PORT <= port <= LAST_PORT
+        else:
+            assert SPARE_FIRST_PORT <= port <= SPARE_LAST_PORT
 
 
 def test_all_ports_of_the_range_are_used_before_one_comes_again() -> None:
     """A port that has just been used is in TIME_WAIT."""
     ports = SourcePorts(12345)
 
-    seen = [ports.candidate(0, 80) for _ in range(LAST_PORT - FIRST_PORT + 1)]
+    seen = [ports.candidate(0, CLIENT, ()) for _ in range(LAST_PORT - FIRST_PORT + 1)]
 
     assert len(set(seen)) == len(seen)
 
 
-def test_a_client_that_holds_a_port_of_ours_is_stepped_over() -> None:
-    """Its range may not be the default one."""
-    assert SourcePorts(0).candidate(0, FIRST_PORT) == FIRST_PORT + 1
-    assert SourcePorts(0).candidate(FIRST_ATTEMPTS, SPARE_FIRST_PORT) == SPARE_FIRST_PORT + 1
+def test_another_clients_port_is_no_obstacle() -> None:
+    """The address makes the difference."""
+    assert SourcePorts(0).candidate(0, CLIENT, {("10.0.0.9", FIRST_PORT)}) == FIRST_PORT
+
+
+def test_a_client_that_holds_everything_is_tried_all_the_same() -> None:
+    """The kernel then says no, in bounded time."""
+    live = {(CLIENT, port) for port in range(FIRST_PORT, LAST_PORT + 1)}
+
+    assert FIRST_PORT <= SourcePorts(0).candidate(0, CLIENT, live) <= LAST_PORT
