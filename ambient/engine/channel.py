@@ -479,8 +479,9 @@ class SocketChannel:
         self._pump = None
         if self._linger is not None:
             self._linger.cancel()
-        if self._receiver is not None:
-            self._reactor.call_soon(partial(self._receiver.channel_closed, exc), _recorded)
+        receiver, self._receiver = self._receiver, None  # Or the two would keep each other alive.
+        if receiver is not None:
+            self._reactor.call_soon(partial(receiver.channel_closed, exc), _recorded)
 
     def _receiver_or_fail(self) -> Receiver:
         if self._receiver is None:

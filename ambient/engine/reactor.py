@@ -20,6 +20,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
+from ambient.wire.hbone_budget import WindowBudget
+
 IN = select.EPOLLIN
 OUT = select.EPOLLOUT
 HANG_UP = select.EPOLLHUP | select.EPOLLERR
@@ -90,6 +92,7 @@ class Reactor:
         plain_buffer: The same for what TLS decrypts.
         frame_buffer: The same for what is framed in place, with room for a frame header in front;
             ``frame_slots`` are its TLS records, each less the room for its own frame header.
+        windows: What all tunnels of the process may be made to hold beyond their first windows.
         on_failure: Told of every exception that ended one connection; the daemon logs it.
     """
 
@@ -111,6 +114,7 @@ class Reactor:
             self.frame_buffer[start + SLOT_HEADROOM : start + SLOT_BYTES]
             for start in range(0, READ_BYTES, SLOT_BYTES)
         ]
+        self.windows = WindowBudget()
         self.failures: deque[Exception] = deque(maxlen=KEPT_FAILURES)
         self.on_failure: Callable[[Exception], None] | None = None
         self._threadsafe: deque[Callback] = deque()

@@ -33,7 +33,14 @@ from typing import Any, TypeAlias
 import trio
 
 from ambient.engine.nursery import plain_nursery
-from ambient.errors import AmbientError, ConfigError, ProtocolError, RemoteProtocolError, Unavailable
+from ambient.errors import (
+    AmbientError,
+    ConfigError,
+    LocalProtocolError,
+    ProtocolError,
+    RemoteProtocolError,
+    Unavailable,
+)
 from ambient.wire.frames import Frame, FrameReader, encode
 
 # Exit codes of interfaces.md.
@@ -173,7 +180,11 @@ class _Answers:
         with trio.CancelScope() as scope:
             self._running[number] = scope
             try:
-                await self._wire.send({"id": number, **await self._outcome(number, name, params, fds)})
+                answer = await self._outcome(number, name, params, fds)
+                try:
+                    await self._wire.send({"id": number, **answer})
+                except LocalProtocolError as exc:
+                    await self._wire.send({"id": number, **_error(FAILED, f"the answer is too large: {exc}")})
             finally:
                 self._running.pop(number, None)
 

@@ -21,8 +21,9 @@ from typing import TypeAlias
 
 from ambient.engine.channel import Data, SocketChannel
 from ambient.engine.reactor import HANG_UP, IN, OUT, Reactor
-from ambient.errors import AmbientError, ConfigError
+from ambient.errors import AmbientError, ConfigError, RemoteProtocolError
 from ambient.model.identity import SpiffeId
+from ambient.pki.svid import spiffe_id_of
 
 # A peer that has not finished its handshake by then is cut (reference/threats.md 4).
 TLS_HANDSHAKE_DEADLINE = 5.0
@@ -145,6 +146,18 @@ def verify_peer(certificate: object, own: SpiffeId, expected: frozenset[SpiffeId
         wanted = ", ".join(sorted(map(str, expected))) or "nobody"
         raise TlsError("wrong_identity", f"the peer is {identity}, expected {wanted}")
     return identity
+
+
+def verify_leaf(certificate_der: bytes) -> None:
+    """Refuse what OpenSSL lets pass: the certificate of a CA presented as a workload's.
+
+    Raises:
+        TlsError: it is one (SPIFFE X509-SVID 4.1), or a second reading of its names disagrees.
+    """
+    try:
+        spiffe_id_of(certificate_der)
+    except RemoteProtocolError as exc:
+        raise TlsError("bad_certificate", str(exc)) from exc
 
 
 class TlsChannel(SocketChannel):
@@ -276,6 +289,30 @@ class TlsChannel(SocketChannel):
     def _broken(self, exc: ssl.SSLError) -> None:
         self._write_out()  # The alert, if there is one.
         self.crashed(tls_error(exc))
+
+    def flush(self) -> None:
+        """Send what was encrypted; the reactor calls it."""
+        self._dirty = False
+        sock = self._sock
+        if sock is None:
+            return
+        if self._out or self._full or self._eof_wanted:
+            self._write_out()
+            return
+        # The usual case, for every small message: all of it fits, and nobody waits for room.
+        data = self._outgoing.read()
+        if not data:
+            return
+        try:
+            sent = sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as exc:
+            self._finish(exc)
+            return
+        if sent < len(data):
+            self._queue(data[sent:], len(data) - sent)
+            self._update()
 
     def _write_out(self) -> None:
         while self._sock is not None:
@@ -421,6 +458,7 @@ class _Handshake:
             if self._tls.selected_alpn_protocol() not in context.alpn:
                 raise TlsError("no_alpn", f"the peer speaks none of {', '.join(context.alpn)}")
             peer = verify_peer(self._tls.getpeercert(), context.identity, self._expected)
+            verify_leaf(self._tls.getpeercert(binary_form=True) or b"")
         except TlsError as exc:
             self._failed(exc)
             return

@@ -84,7 +84,7 @@ class TunnelConnection:
             None means properly.
         on_available: Called whenever a stream ended or the peer allows more: there is room for another.
         on_rejected: Server role: a request was answered (status, reason) without asking anyone.
-        windows: Shared by the process's connections; bounds what stalled readers make us hold.
+        windows: Bounds what stalled readers make us hold; by default the reactor's, so the process's.
 
     Attributes:
         peer_identity: From the peer's certificate; the identity of every stream.
@@ -115,7 +115,8 @@ class TunnelConnection:
         self._on_closed = on_closed
         self._on_available = on_available
         self._on_rejected = on_rejected
-        self.wire = HboneConnection(Role.SERVER if on_request else Role.CLIENT, windows=windows)
+        role = Role.SERVER if on_request else Role.CLIENT
+        self.wire = HboneConnection(role, windows=windows or reactor.windows)
         self.peer_identity = channel.peer_identity
         self.peer_address = channel.peer_address
         self.local_address = channel.local_address

@@ -345,8 +345,10 @@ class TunnelStream:
     def _give_back(self) -> None:
         if self._owed and not self._finished:
             owed, self._owed = self._owed, 0
-            self.connection.wire.credit(self._stream, owed)
-            self.connection.touch()
+            wire = self.connection.wire
+            wire.credit(self._stream, owed)
+            if wire.has_output:
+                self.connection.touch()
 
     def _end_if_flushed(self) -> None:
         if self._out or self._finished:
@@ -385,8 +387,9 @@ class TunnelStream:
         self.connection.stream_gone(self)
         if self.on_finished is not None:
             self._reactor.call_soon(self.on_finished, _recorded)
-        if self._receiver is not None:
-            self._reactor.call_soon(partial(self._receiver.channel_closed, exc), _recorded)
+        receiver, self._receiver = self._receiver, None  # Or the two would keep each other alive.
+        if receiver is not None:
+            self._reactor.call_soon(partial(receiver.channel_closed, exc), _recorded)
 
 
 class TunnelRequest:

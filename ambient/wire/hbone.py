@@ -155,6 +155,11 @@ class HboneConnection(FrameSplitter):
             raise
         return events
 
+    @property
+    def has_output(self) -> bool:
+        """Whether ``take_output`` would give something."""
+        return bool(self._out)
+
     def take_output(self) -> bytes:
         """What has to be sent now, in order; empty if nothing."""
         if not self._out:
@@ -192,8 +197,10 @@ class HboneConnection(FrameSplitter):
     def credit(self, stream: Stream, amount: int) -> None:
         """The application consumed *amount* bytes of *stream*: let the peer send as much again."""
         stream.unreturned += amount
-        if stream.unreturned * 2 < stream.window or stream.remote_closed:
-            return
+        if stream.unreturned * 2 >= stream.window and not stream.remote_closed:
+            self._return_window(stream)
+
+    def _return_window(self, stream: Stream) -> None:
         grow = min(stream.window, LARGEST_WINDOW_BYTES - stream.window)
         # Everything that came is consumed: the window, not the application, is what holds the peer back.
         drained = stream.receive_window + stream.unreturned == stream.window

@@ -68,7 +68,18 @@ class Hanging:
             self.cancelled.set()
 
 
-METHODS: dict[str, Any] = {"echo": echo, "who": who, "inodes": inodes, "fail": fail, "counting": counting}
+async def huge(call: Call) -> Any:
+    return bytes(5_000_000)
+
+
+METHODS: dict[str, Any] = {
+    "echo": echo,
+    "who": who,
+    "inodes": inodes,
+    "fail": fail,
+    "counting": counting,
+    "huge": huge,
+}
 
 
 @asynccontextmanager
@@ -108,6 +119,8 @@ async def test_errors_arrive_as_what_they_were(tmp_path: Path, how: str, kind: A
         with pytest.raises(kind) as caught:
             await client.call("fail", how=how)
         assert getattr(caught.value, "code", None) == code
+        with pytest.raises(RpcError, match="too large"):
+            await client.call("huge")
         with pytest.raises(RpcError, match="no method 'nothing'"):
             await client.call("nothing")
         assert await client.call("echo") == {}

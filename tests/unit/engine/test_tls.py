@@ -22,6 +22,7 @@ from ambient.engine.tls import (
     TlsError,
     accept_tls,
     connect_tls,
+    verify_leaf,
     verify_peer,
 )
 from ambient.errors import ConfigError
@@ -257,6 +258,15 @@ def test_other_names_beside_the_one_do_not_matter() -> None:
     assert verify_peer(certificate, CLIENT, None) == SERVER
     with pytest.raises(TlsError):
         verify_peer(None, CLIENT, None)
+
+
+def test_a_cas_certificate_is_no_workloads(mint: Any, client_svid: Svid) -> None:
+    """T19: whoever may sign others could be anyone."""
+    verify_leaf(client_svid.chain[0])
+    for certificate in (*client_svid.roots, b"", b"nonsense"):
+        with pytest.raises(TlsError) as caught:
+            verify_leaf(certificate)
+        assert caught.value.reason == "bad_certificate"
 
 
 def test_the_key_shows_nowhere(client_svid: Svid) -> None:
