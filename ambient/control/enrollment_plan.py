@@ -200,6 +200,8 @@ def _immovable(pod: Pod) -> str:
         return "the pod is a waypoint: it speaks HBONE itself"
     if pod.spec.host_network:
         return "the pod uses the host's network: its traffic is the node's"
+    if any(address.startswith("127.") for address in pod.addresses):
+        return "fabric loopback has no redirection; see: ambient check"
     if FOREIGN_SIDECAR in pod.spec.annotations:
         return f"sidecar present (annotation {FOREIGN_SIDECAR}); restart the pod without it first"
     if pod.status.phase in _OVER:
