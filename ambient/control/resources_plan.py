@@ -63,10 +63,28 @@ def _service(obj: Object, store: Store, waypoints: Waypoints, addresses: Address
         name=obj.name,
         namespace=obj.namespace,
         hostname=hostname(obj.namespace, obj.name),
-        addresses=() if headless else addresses(obj.namespace, obj.name),
+        addresses=() if headless else _of_families(obj, addresses(obj.namespace, obj.name)),
         ports=tuple(map(_port, _tcp_ports(obj))),
         waypoint=for_service(waypoints, obj.namespace, obj.labels, above),
     )
+
+
+def _of_families(obj: Object, addresses: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of *addresses* whose family the service has: IPv4 alone unless it asks for more.
+
+    Kubernetes' rule, and it matters: many programs listen on 0.0.0.0 only. Without a mesh a client that tried
+    IPv6 is refused at once and tries IPv4; through a proxy it is connected first, and then it is too late.
+    """
+    asked = list(obj.spec.get("ipFamilies") or ["IPv4"])
+    if obj.spec.get("ipFamilyPolicy", "SingleStack") != "SingleStack" or len(asked) > 1:
+        asked += [family for family in ("IPv4", "IPv6") if family not in asked]
+    families = {family: [each for each in addresses if _family(each) == family] for family in asked}
+    # A fabric without the family that was asked for still serves.
+    return tuple(each for family in asked for each in families[family]) or addresses
+
+
+def _family(address: str) -> str:
+    return "IPv6" if ":" in address else "IPv4"
 
 
 def _waypoint_service(waypoint: Waypoint, addresses: Addresses) -> Service:

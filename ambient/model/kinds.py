@@ -131,10 +131,12 @@ _SERVICE = struct(
         "clusterIPs": list_of(text()),
         "type": choice("ClusterIP", "NodePort", "LoadBalancer", "ExternalName"),
         "publishNotReadyAddresses": flag,
+        "ipFamilies": list_of(choice("IPv4", "IPv6")),
+        "ipFamilyPolicy": choice("SingleStack", "PreferDualStack", "RequireDualStack"),
     },
     unused=(
         "allocateLoadBalancerNodePorts externalIPs externalName externalTrafficPolicy healthCheckNodePort "
-        "internalTrafficPolicy ipFamilies ipFamilyPolicy loadBalancerClass loadBalancerIP "
+        "internalTrafficPolicy loadBalancerClass loadBalancerIP "
         "loadBalancerSourceRanges sessionAffinity sessionAffinityConfig topologyKeys trafficDistribution"
     ),
 )

@@ -192,3 +192,26 @@ def test_pod_traffic_goes_through_a_waypoint_that_serves_it() -> None:
     assert workload(pod(), text, {("shop", "way"): WAYPOINT}).waypoint == WAYPOINT.key
     service_only = Waypoint(namespace="shop", name="way", programmed=True)
     assert workload(pod(), text, {("shop", "way"): service_only}).waypoint == ""
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ("", ("10.96.0.11",)),
+        ("ipFamilies: [IPv6], ", ("fd00:10:96::b",)),
+        ("ipFamilyPolicy: SingleStack, ipFamilies: [IPv4], ", ("10.96.0.11",)),
+        ("ipFamilyPolicy: PreferDualStack, ", ("10.96.0.11", "fd00:10:96::b")),
+        ("ipFamilyPolicy: RequireDualStack, ipFamilies: [IPv6], ", ("fd00:10:96::b", "10.96.0.11")),
+        ("ipFamilies: [IPv6, IPv4], ", ("fd00:10:96::b", "10.96.0.11")),
+    ],
+    ids=["default", "six", "four", "both", "six-first", "listed"],
+)
+def test_a_service_has_the_families_it_asks_for(fields: str, expected: tuple[str, ...]) -> None:
+    """`python3 -m http.server` listens on IPv4 only: an IPv6 address for it would lead to resets."""
+    text = f"apiVersion: v1\nkind: Service\nmetadata: {{name: x}}\nspec: {{{fields}ports: [{{port: 80}}]}}"
+
+    (made,) = services_of(store(text), {}, lambda *_: ("10.96.0.11", "fd00:10:96::b")).values()
+    (alone,) = services_of(store(text), {}, lambda *_: ("127.96.0.11",)).values()
+
+    assert made.addresses == expected
+    assert alone.addresses == ("127.96.0.11",)
