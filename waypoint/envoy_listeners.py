@@ -10,12 +10,13 @@ from collections.abc import Iterable
 
 from ambient.model.address import is_ipv6
 from ambient.model.mesh import Mesh
-from ambient.model.policy import Action, Policy
+from ambient.model.policy import Policy
 from ambient.model.route import INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT
 from ambient.model.service import Service, ServicePort
 from ambient.model.workload import Workload
 from waypoint.client import serves_http
 from waypoint.envoy_clusters import ADMIN, INBOUND, PASSTHROUGH, cluster_name
+from waypoint.envoy_rbac import rbac_filters
 from waypoint.envoy_tls import ALPN, Files, Json, address, downstream_tls, marked, typed
 from waypoint.settings import METRICS_PORT, READY_PORT
 
@@ -119,14 +120,12 @@ def _virtual_host(name: str, domains: list[str], cluster: str) -> Json:
 def inbound(mesh: Mesh, me: Workload, files: Files, *, access_log: bool = True) -> Json:
     """What comes to the pod: mutual TLS or plaintext, HTTP by port, then the application."""
     ports = sorted({target for ports in me.services.values() for target in ports.values()})
-    strict = requires_tls(mesh.policies_for(me))
+    policies = mesh.policies_for(me)
     chains: list[Json] = []
     for port in ports:
-        http = serves_http(mesh, me, port)
-        chains += _inbound_chains(
-            f"inbound|{port}", {"destination_port": port}, me, files, http, strict, access_log
-        )
-    chains += _inbound_chains("inbound", {}, me, files, False, strict, access_log)
+        handler = _handler(f"inbound|{port}", policies, serves_http(mesh, me, port), access_log)
+        chains += _inbound_chains(f"inbound|{port}", {"destination_port": port}, me, files, handler)
+    chains += _inbound_chains("inbound", {}, me, files, _handler("inbound", policies, False, access_log))
     return {
         "name": "virtualInbound",
         "address": _everywhere(INBOUND_PLAINTEXT_PORT),
@@ -150,32 +149,28 @@ def inbound(mesh: Mesh, me: Workload, files: Files, *, access_log: bool = True) 
     }
 
 
-def requires_tls(policies: Iterable[Policy]) -> bool:
-    """Whether one of *policies* refuses whoever shows no certificate, as STRICT does."""
-    return any(policy.action is Action.DENY and policy.key.endswith("_strict") for policy in policies)
+def _handler(name: str, policies: Iterable[Policy], http: bool, access_log: bool) -> list[Json]:
+    """What policy allows goes to the application."""
+    if http:
+        guards = rbac_filters(policies, http=True)
+        return [_http(name, [_virtual_host(name, ["*"], INBOUND)], access_log, guards)]
+    return [*rbac_filters(policies, http=False), _tcp_proxy(INBOUND)]
 
 
-def _inbound_chains(
-    name: str, match: Json, me: Workload, files: Files, http: bool, strict: bool, access_log: bool
-) -> list[Json]:
-    filters = (
-        [_http(name, [_virtual_host(name, ["*"], INBOUND)], access_log)] if http else [_tcp_proxy(INBOUND)]
-    )
+def _inbound_chains(name: str, match: Json, me: Workload, files: Files, filters: list[Json]) -> list[Json]:
     secured: Json = {
         "name": f"{name}|mtls",
         "filter_chain_match": {**match, "transport_protocol": "tls", "application_protocols": list(ALPN)},
         "transport_socket": downstream_tls(files, me.trust_domain),
         "filters": filters,
     }
-    if strict:
-        return [secured]
     return [secured, {"name": f"{name}|plain", "filter_chain_match": match, "filters": filters}]
 
 
 # Pieces ------------------------------------------------------------------------------------
 
 
-def _http(name: str, virtual_hosts: list[Json], access_log: bool) -> Json:
+def _http(name: str, virtual_hosts: list[Json], access_log: bool, guards: Iterable[Json] = ()) -> Json:
     manager = typed(
         "filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix=name,
@@ -183,7 +178,8 @@ def _http(name: str, virtual_hosts: list[Json], access_log: bool) -> Json:
         normalize_path=True,
         route_config={"name": name, "virtual_hosts": virtual_hosts, "validate_clusters": False},
         http_filters=[
-            {"name": "envoy.filters.http.router", "typed_config": typed("filters.http.router.v3.Router")}
+            *guards,
+            {"name": "envoy.filters.http.router", "typed_config": typed("filters.http.router.v3.Router")},
         ],
     )
     if access_log:

@@ -17,7 +17,15 @@ import pytest
 import trio
 
 from ambient.model.mesh import Change, Mesh
-from ambient.model.policy import Action, Match, Policy, Scope, StringMatch
+from ambient.model.policy import (
+    Action,
+    Connection,
+    Match,
+    Policy,
+    Scope,
+    StringMatch,
+    decide,
+)
 from ambient.model.service import Service, ServicePort
 from ambient.model.workload import Protocol, Workload
 from ambient.pki.svid import pem
@@ -82,22 +90,47 @@ def memory_files(mesh: L7Mesh, workload: Workload) -> Iterator[Files]:
             os.close(descriptor)
 
 
-@pytest.mark.parametrize("strict", [False, True], ids=["permissive", "strict"])
-def test_envoy_accepts_the_configuration(tmp_path: Path, strict: bool) -> None:
+def policy(key: str, action: Action, *matches: Match) -> Policy:
+    """A policy with one rule of one clause."""
+    return Policy(
+        key=key,
+        namespace="shop",
+        action=action,
+        scope=Scope.GLOBAL,
+        rules=((matches,),) if matches else (),
+    )
+
+
+STRICT = policy("istio-system/strict", Action.DENY, Match(not_principals=(StringMatch.parse("*"),)))
+EVERYTHING = policy(
+    "shop/everything",
+    Action.ALLOW,
+    Match(
+        namespaces=(StringMatch.parse("shop"), StringMatch.parse("sh*")),
+        not_namespaces=(StringMatch.parse("*x"),),
+        service_accounts=("shop/web",),
+        principals=(StringMatch.parse("cluster.local/ns/shop/sa/web"),),
+        source_ips=("10.0.0.0/8",),
+        not_source_ips=("10.9.0.0/16",),
+        destination_ips=("10.244.0.0/16",),
+        not_destination_ips=("fd00::/8",),
+        destination_ports=(8080,),
+        not_destination_ports=(9090,),
+    ),
+    Match(destination_ports=(8081,)),
+)
+
+
+@pytest.mark.parametrize(
+    "policies", [(), (STRICT,), (STRICT, EVERYTHING)], ids=["open", "strict", "everything"]
+)
+def test_envoy_accepts_the_configuration(tmp_path: Path, policies: tuple[Policy, ...]) -> None:
     """Envoy 1.40's own validation, of everything that the sidecar would load."""
 
     @in_l7_mesh
     async def validated(l7: L7Mesh) -> None:
         mesh, me = mesh_of_two()
-        if strict:
-            strict_policy = Policy(
-                key="istio-system/istio_converted_static_strict",
-                namespace="istio-system",
-                action=Action.DENY,
-                scope=Scope.GLOBAL,
-                rules=(((Match(not_principals=(StringMatch.parse("*"),)),),),),
-            )
-            mesh.apply(Change(policies=(strict_policy,)))
+        mesh.apply(Change(policies=policies))
         with memory_files(l7, me) as files:
             document: dict[str, Any] = bootstrap(me, str(tmp_path))
             del document["dynamic_resources"]
@@ -115,8 +148,6 @@ def test_envoy_accepts_the_configuration(tmp_path: Path, strict: bool) -> None:
                 check=False,
             )
             assert done.returncode == 0, done.stderr.decode()
-            text = json.dumps(listeners(mesh, me, files))
-            assert ('"inbound|8080|plain"' in text) is not strict
 
     validated()
 
@@ -142,9 +173,33 @@ def test_changed_certificate_changes_the_files() -> None:
     assert before["lds.json"] != after["lds.json"]
 
 
+NO_WEB = policy("shop/no-web", Action.DENY, Match(principals=(StringMatch.parse("*/sa/web"),)))
+ONLY_WEB = policy(
+    "shop/only-web", Action.ALLOW, Match(service_accounts=("shop/web",), destination_ports=(8080,))
+)
+EVERYBODY = Policy(key="shop/all", namespace="shop", action=Action.DENY, scope=Scope.GLOBAL, rules=((),))
+NOT_WEB = policy("shop/not-web", Action.ALLOW, Match(not_principals=(StringMatch.parse("*/sa/web"),)))
+
+
 @pytest.mark.slow
-def test_our_sidecar_talks_to_a_real_envoy(tmp_path: Path) -> None:
-    """Our mutual TLS, our HTTP/1.1: taken by Envoy's inbound listener and brought to the application."""
+@pytest.mark.parametrize(
+    ("policies", "secured", "plain"),
+    [
+        ((), 200, 200),
+        ((STRICT,), 200, 403),
+        ((NO_WEB,), 403, 200),
+        ((ONLY_WEB,), 200, 403),
+        ((NOT_WEB,), 403, 403),
+        ((ONLY_WEB, NO_WEB), 403, 403),
+        ((policy("shop/nobody", Action.ALLOW),), 403, 403),
+        ((EVERYBODY,), 403, 403),
+    ],
+    ids=["open", "strict", "no-web", "only-web", "not-web", "deny-wins", "nobody", "everybody"],
+)
+def test_our_sidecar_talks_to_a_real_envoy(
+    tmp_path: Path, policies: tuple[Policy, ...], secured: int, plain: int
+) -> None:
+    """Our mutual TLS, our HTTP/1.1, taken by Envoy's inbound listener; and policy decides as ours would."""
 
     @in_l7_mesh
     async def talked(mesh: L7Mesh) -> None:
@@ -153,8 +208,14 @@ def test_our_sidecar_talks_to_a_real_envoy(tmp_path: Path) -> None:
         api = mesh.endpoint("api", service, Protocol.ISTIO_MTLS)
         mesh.sidecar(web)
         mesh.app(api, port=18080)
+        guarded = Mesh()
+        guarded.apply(mesh.mesh.snapshot())
+        guarded.apply(Change(policies=policies))
+        for identity, status in ((web.identity, secured), (None, plain)):
+            facts = Connection(identity, web.addresses[0], api.addresses[0], 8080)
+            assert decide(policies, facts).allowed is (status == 200)
         with memory_files(mesh, api) as files:
-            listener = reachable(inbound(mesh.mesh, api, files), api.addresses[0])
+            listener = reachable(inbound(guarded, api, files), api.addresses[0])
             path = tmp_path / "bootstrap.json"
             path.write_text(json.dumps(static(listener, api.addresses[0])))
             async with trio.open_nursery() as nursery:
@@ -169,14 +230,16 @@ def test_our_sidecar_talks_to_a_real_envoy(tmp_path: Path) -> None:
                 try:
                     await until_listening(api.addresses[0], 8080)
                     async with client(mesh.connect(web, (service.addresses[0], 80))) as http:
-                        for _ in range(3):
-                            status, _fields, body = await http.get("/", "api")
-                            assert (status, json.loads(body)["pod"]) == (200, "api")
-                        _status, _fields, body = await http.get("/bytes/1000000", "api")
-                        assert len(body) == 1_000_000
+                        statuses = {(await http.get("/", "api"))[0] for _ in range(3)}
+                        assert statuses == {secured}
+                        if secured == 200:
+                            assert len((await http.get("/bytes/1000000", "api"))[2]) == 1_000_000
+                    connecting = partial(trio.open_tcp_stream, api.addresses[0], 8080)
+                    async with client(connecting()) as http:
+                        assert (await http.get("/", "api"))[0] == plain
                 finally:
                     process.terminate()
-        assert any(f'dst.identity="{api.identity}"' in line for line in await mesh.logged(4))
+        assert all(f'dst.identity="{api.identity}"' in line for line in await mesh.logged(3))
 
     talked()
 
