@@ -99,6 +99,30 @@ async def test_what_waits_in_the_accept_queue_is_served(mesh: LoopbackMesh) -> N
 
 
 @in_mesh
+async def test_idle_tunnels_of_a_leaving_pod_are_closed(mesh: LoopbackMesh) -> None:
+    """They would keep the other nodes busy for as long as its slowest download lasts."""
+    web, api = await pair(mesh)
+    other = mesh.workload("other")
+    await mesh.enroll(other)
+    async with application(api, 8080, echo), application(other, 8080, echo):
+        live = await mesh.connect(web, (api.addresses[0], 8080))
+        await exchange(live, b"1")
+        short = await mesh.connect(web, (other.addresses[0], 8080))
+        await exchange(short, b"2")
+        await short.aclose()
+        await mesh.records(2)
+        (proxy,) = [each for each in mesh.proxies.all() if each.context.uid == web.uid]
+        assert proxy.statistics().outbound_tunnels == 2
+
+        await mesh.proxies.remove(web.uid)
+
+        await until(lambda: proxy.statistics().outbound_tunnels == 1)
+        await exchange(live, b"3")
+        await live.aclose()
+        await mesh.records(4)
+
+
+@in_mesh
 async def test_enrolled_again_while_draining_serves_beside_the_old(mesh: LoopbackMesh) -> None:
     """Ten enrollments in a row must not wait for the slowest download."""
     web, api = await pair(mesh)

@@ -175,6 +175,8 @@ async def test_two_processes_carry_a_connection_and_leave_politely(tmp_path: Pat
             await live.send_all(b"live")
             assert await live.receive_some() == b"live"
             second.process.send_signal(signal.SIGTERM)
+            await until(lambda: "draining, at most 1 s" in second.log.read_text())
+            await trio.sleep(0.5)  # Not luck: well within that second, and well after its GOAWAYs.
             await live.send_all(b"still")
             assert await live.receive_some() == b"still"
             await live.aclose()
