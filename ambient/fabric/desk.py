@@ -11,7 +11,7 @@ import trio
 from ambient.engine.rpc import Call, RpcError, serve_admin
 from ambient.errors import AmbientError
 from ambient.fabric import rundir
-from ambient.fabric.daemons import note
+from ambient.fabric.daemons import PATIENCE_SECONDS, note
 from ambient.fabric.nodes import Node
 from ambient.fabric.pods import Pods
 from ambient.fabric.table import Table
@@ -22,7 +22,7 @@ DEFAULT_TIMEOUT = 60.0
 
 @dataclass(slots=True)
 class Desk:
-    """The fabric's methods: ``status``, ``wait_ready``, ``down``.
+    """The fabric's methods: ``status``, ``wait_ready``, ``restart``, ``down``.
 
     Args:
         stop: Set to take the mesh down.
@@ -36,7 +36,12 @@ class Desk:
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Answer until cancelled."""
-        methods = {"status": self.status, "wait_ready": self.wait_ready, "down": self.down}
+        methods = {
+            "status": self.status,
+            "wait_ready": self.wait_ready,
+            "restart": self.restart,
+            "down": self.down,
+        }
         await serve_admin(
             f"{self.run_dir}/fabric.sock",
             methods,
@@ -78,6 +83,15 @@ class Desk:
             return {"pods": await self.pods.wait_ready(*wanted)}
         waiting = ", ".join(f"{name} ({why})" for name, why in sorted(self.pods.unready().items()))
         raise RpcError(TIMED_OUT, f"not ready after {timeout:g} s: {waiting or 'fewer pods than expected'}")
+
+    async def restart(self, call: Call) -> dict[str, Any]:
+        """Stop the daemon or program of that ``name`` gracefully; it is started again at once."""
+        name = str(call.params.get("name", ""))
+        entry = next((each for each in self.table if each.name == name and each.process is not None), None)
+        if entry is None or entry.process is None or name == "control":
+            raise AmbientError(f"no {name!r} that can be restarted; see: ambient status")
+        await self.pods.keeper.init.stop(entry.process, PATIENCE_SECONDS)
+        return {"name": name}
 
     async def down(self, _call: Call) -> dict[str, Any]:
         """Take the mesh down; init ends, and the run directory with it, after the answer."""

@@ -27,6 +27,9 @@ from ambient.fabric.syscalls import MountFlag, Namespace
 POD_UID = 1000
 # Where stock daemons write: covered, with the directories found there made anew.
 SCRATCH = ("/var/log", "/var/lib/nginx", "/var/cache/nginx", "/var/lib/redis")
+# Where root (and the owner of a user namespace, for its network's part) could change the machine by
+# writing a file, whatever its capabilities; the list is Docker's.
+READ_ONLY = ("/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs", "/sys")
 # Where the new /run is put together: any directory that is there on every Linux (FHS 3.0).
 _STAGING = ("/mnt", "/srv", "/media", "/opt")
 _PRIVATE = MountFlag.NO_SUID | MountFlag.NO_DEVICES
@@ -137,11 +140,17 @@ def _scratch(path: str) -> None:
 
 
 def _renew_proc() -> None:
-    flags = _PRIVATE | MountFlag.NO_EXEC
-    syscalls.mount("proc", "/proc", "proc", flags)
-    # Its owner could otherwise change the sysctls of the pod, and root those of the machine.
-    syscalls.mount("/proc/sys", "/proc/sys", flags=MountFlag.BIND)
-    syscalls.mount("none", "/proc/sys", flags=MountFlag.BIND | MountFlag.READ_ONLY | _REMOUNT | flags)
+    syscalls.mount("proc", "/proc", "proc", _PRIVATE | MountFlag.NO_EXEC)
+    for path in READ_ONLY:
+        with suppress(OSError):
+            _make_read_only(path)
+
+
+def _make_read_only(path: str) -> None:
+    # What is locked on the mount has to be said again, or the kernel takes it for an attempt to lift it.
+    kept = os.statvfs(path).f_flag & (_PRIVATE | MountFlag.NO_EXEC)
+    syscalls.mount(path, path, flags=MountFlag.BIND | MountFlag.RECURSIVE)
+    syscalls.mount("none", path, flags=MountFlag.BIND | MountFlag.READ_ONLY | _REMOUNT | kept)
 
 
 def _hold(writer: int) -> NoReturn:

@@ -32,6 +32,7 @@ class Pods:
         environment: Mapping[str, str],
         places: Places,
     ) -> None:
+        self.keeper = keeper
         self._around = Surroundings(
             keeper=keeper,
             nodes=nodes,

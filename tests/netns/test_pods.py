@@ -78,6 +78,16 @@ def test_a_pod_is_a_place_of_its_own(mesh: Mesh) -> None:
     assert "not permitted" in said.stderr
 
 
+def test_a_pod_cannot_change_the_machine_by_writing_files(mesh: Mesh) -> None:
+    """Root's files are root's in a pod too; capabilities do not guard these."""
+    mesh.apply(pod("web", *SLEEPER))
+    targets = ("/proc/sys/net/ipv4/ip_forward", "/proc/sysrq-trigger", "/sys/kernel/mm/ksm/run")
+
+    outcomes = [mesh.run("web", "test", "-w", path).returncode for path in targets]
+
+    assert 0 not in outcomes
+
+
 def test_exec_passes_the_exit_code_on(mesh: Mesh) -> None:
     """Scripts build on it; 128 + n for a signal, 127 for what is not there, as shells do."""
     mesh.apply(pod("web", *SLEEPER))
