@@ -20,12 +20,11 @@ from typing import Protocol
 
 import trio
 
-from ambient.engine.netns import netns_identity, open_netns
+from ambient.engine.netns import open_netns
 from ambient.errors import AmbientError, ConfigError
 from ambient.model.identity import DEFAULT_TRUST_DOMAIN, SpiffeId
-from ambient.redirect import backend, sockets
+from ambient.redirect import backend, pod_capture
 from ambient.redirect.backend import Standing
-from ambient.redirect.plan import Capture
 from ambient.wire.xds import NodePod, PodReport
 from ambient.wire.zds import WorkloadInfo
 
@@ -177,14 +176,14 @@ class PodKeeper:
 
     async def _capture(self, netns: int) -> int:
         """Listeners, then rules; returns the number of connections left alone."""
-        self._check(netns)
+        pod_capture.check(netns, self._around.ztunnel.pids())
         was = self.state
         try:
             self._drained = False
             await self._around.ztunnel.add(self._workload(), netns)
             # From here on a ztunnel that comes anew is told of it, though the rules are not there yet.
             self._served = True
-            return await trio.to_thread.run_sync(_install, netns, self.pod)
+            return await trio.to_thread.run_sync(pod_capture.install, netns, self.pod)
         except BaseException:
             with trio.CancelScope(shield=True):
                 await self._undo(netns, was)
@@ -201,7 +200,7 @@ class PodKeeper:
     async def _mend(self, asked: bool) -> None:
         """It is enrolled as it should be; make sure of the rules and say so."""
         try:
-            await trio.to_thread.run_sync(backend.install, self._open(), _capture_of(self.pod))
+            await trio.to_thread.run_sync(backend.install, self._open(), pod_capture.capture_of(self.pod))
         except (OSError, AmbientError) as exc:
             log.error("the rules of %s cannot be mended: %s", self.pod.uid, exc)
         if asked:
@@ -254,25 +253,6 @@ class PodKeeper:
                 raise ConfigError(f"no network namespace {self.pod.netns!r}: {exc.strerror}") from exc
         return self._netns
 
-    def _check(self, netns: int) -> None:
-        """Refuse what cannot be captured, before anything is done.
-
-        Raises:
-            ConfigError: with the reason for the operator.
-        """
-        own = open_netns("/proc/self/ns/net")
-        try:
-            if netns_identity(own) == netns_identity(netns):
-                raise ConfigError(
-                    "it is in the node's own network namespace (hostNetwork): cannot be captured"
-                )
-        finally:
-            os.close(own)
-        for found in sockets.listeners(netns):
-            if not sockets.held_by(found.inode, self._around.ztunnel.pids()):
-                who = sockets.owner(found.inode) or "another process"
-                raise ConfigError(f"port {found.local_port} is taken by {who}")
-
     def _workload(self) -> WorkloadInfo:
         pod = self.pod
         return WorkloadInfo(
@@ -295,16 +275,3 @@ class PodKeeper:
                 duration_ms=round(took * 1000, 3),
             )
         )
-
-
-def _capture_of(pod: NodePod) -> Capture:
-    return Capture(dns=pod.dns_capture)
-
-
-def _install(netns: int, pod: NodePod) -> int:
-    """Install the rules and do with older connections what *pod* says; returns how many are kept."""
-    older = sockets.established(netns)
-    backend.install(netns, _capture_of(pod))
-    if pod.existing != "reset":
-        return len(older)
-    return len(older) - sockets.reset(netns, older)

@@ -6,12 +6,9 @@ and all are told what is removed; a removed workload is drained when every one h
 
 from __future__ import annotations
 
-import array
 import logging
 import os
 import socket
-import struct
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -19,8 +16,9 @@ from typing import TypeAlias
 
 import trio
 
-from ambient.errors import ProtocolError, Unavailable
-from ambient.wire.zds import MAX_PACKET_BYTES, Acked, AgentConnection, Drained, WorkloadInfo
+from ambient.errors import Unavailable
+from ambient.redirect.zds_link import ZtunnelLink
+from ambient.wire.zds import WorkloadInfo
 
 log = logging.getLogger("agent")
 
@@ -54,10 +52,10 @@ class ZdsServer:
         self.on_refused: Callable[[str, str], None] = lambda uid, reason: None
         self._path = path
         self._snapshot = snapshot
-        self._links: list[_Link] = []
-        self._latest: _Link | None = None
+        self._links: list[ZtunnelLink] = []
+        self._latest: ZtunnelLink | None = None
         self._arrived = trio.Event()
-        self._draining: dict[str, set[_Link]] = {}
+        self._draining: dict[str, set[ZtunnelLink]] = {}
 
     @property
     def connected(self) -> bool:
@@ -107,7 +105,7 @@ class ZdsServer:
             waiting.add(link)
             await self._ask_to_delete(link, uid)
 
-    async def _ask_to_delete(self, link: _Link, uid: str) -> None:
+    async def _ask_to_delete(self, link: ZtunnelLink, uid: str) -> None:
         try:
             error = await link.request(lambda: link.wire.delete(uid), None, ACK_DEADLINE)
         except Unavailable as exc:
@@ -115,7 +113,7 @@ class ZdsServer:
         if error:
             log.warning("ztunnel %d was to drop %s: %s", link.pid, uid, error)
 
-    async def _newest(self) -> _Link:
+    async def _newest(self) -> ZtunnelLink:
         with trio.move_on_after(CONNECT_DEADLINE):
             while self._latest is None:
                 await self._arrived.wait()
@@ -123,7 +121,7 @@ class ZdsServer:
         raise Unavailable("no ztunnel is connected to this node's agent")
 
     async def _serve(self, sock: trio.socket.SocketType) -> None:
-        link = _Link(sock, self._drained)
+        link = ZtunnelLink(sock, self._drained)
         if link.uid not in (0, os.geteuid()):
             log.error("refused a ztunnel of uid %d", link.uid)
             sock.close()
@@ -137,7 +135,7 @@ class ZdsServer:
             sock.close()
             self._forget(link)
 
-    async def _introduce(self, link: _Link) -> None:
+    async def _introduce(self, link: ZtunnelLink) -> None:
         """Say hello back with everything that is captured; then the link is the newest."""
         try:
             with trio.fail_after(ACK_DEADLINE):
@@ -151,7 +149,7 @@ class ZdsServer:
             self._draining[uid].add(link)
             await self._ask_to_delete(link, uid)
 
-    async def _name_all(self, link: _Link) -> None:
+    async def _name_all(self, link: ZtunnelLink) -> None:
         named: set[str] = set()
         while True:
             todo = [each for each in await self._snapshot() if each[0].uid not in named]
@@ -168,7 +166,7 @@ class ZdsServer:
         await link.request(link.wire.snapshot_sent, None, ACK_DEADLINE)
         log.info("ztunnel %d serves this node; %d pods were captured before it came", link.pid, len(named))
 
-    def _drained(self, link: _Link, uid: str) -> None:
+    def _drained(self, link: ZtunnelLink, uid: str) -> None:
         waiting = self._draining.get(uid)
         if waiting is None:
             return
@@ -177,7 +175,7 @@ class ZdsServer:
             del self._draining[uid]
             self.on_drained(uid)
 
-    def _forget(self, link: _Link) -> None:
+    def _forget(self, link: ZtunnelLink) -> None:
         self._links.remove(link)
         for waiting in self._draining.values():
             waiting.discard(link)
@@ -188,112 +186,7 @@ class ZdsServer:
         log.warning("ztunnel %d is gone", link.pid)
 
 
-class _Link:
-    """One ztunnel: requests one at a time, each answered before the next."""
-
-    def __init__(self, sock: trio.socket.SocketType, drained: Callable[[_Link, str], None]) -> None:
-        self.pid, self.uid, _ = struct.unpack(
-            "3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        )
-        self.wire = AgentConnection()
-        self.greeted = trio.Event()
-        self._sock = sock
-        self._drained = drained
-        self._turn = trio.Lock()
-        self._answers: deque[_Answer] = deque()
-        self._scope: trio.CancelScope | None = None
-
-    async def read(self, scope: trio.CancelScope) -> None:
-        """Take packets until the other end closes; then cancel *scope*."""
-        self._scope = scope
-        try:
-            while data := await self._receive():
-                self._take(data)
-        except ProtocolError as exc:
-            log.error("ztunnel %d broke the protocol: %s", self.pid, exc)
-        except OSError as exc:
-            log.warning("ztunnel %d: %s", self.pid, exc)
-        finally:
-            for answer in self._answers:
-                answer.fail(f"ztunnel {self.pid} went away")
-        scope.cancel()
-
-    def cancel(self) -> None:
-        """End the connection."""
-        if self._scope is not None:
-            self._scope.cancel()
-
-    async def request(self, encode: Callable[[], bytes], netns: int | None, deadline: float) -> str:
-        """Send what *encode* makes when its turn has come; the ack's error text.
-
-        Raises:
-            Unavailable: no answer. The connection is closed then: acks come in order, so nothing could
-                be told apart any more.
-        """
-        async with self._turn:
-            answer = _Answer()
-            try:
-                packet = encode()
-                self._answers.append(answer)
-                await self._send(packet, netns)
-            except (OSError, ProtocolError, trio.ClosedResourceError) as exc:
-                self.cancel()
-                raise Unavailable(f"ztunnel {self.pid}: {exc}") from exc
-            with trio.move_on_after(deadline):
-                await answer.event.wait()
-            if answer.failure or not answer.event.is_set():
-                self.cancel()
-                raise Unavailable(
-                    answer.failure or f"ztunnel {self.pid} did not answer within {deadline:g} s"
-                )
-            return answer.error
-
-    async def _send(self, packet: bytes, netns: int | None) -> None:
-        fds = (
-            []
-            if netns is None
-            else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [netns]).tobytes())]
-        )
-        await self._sock.sendmsg([packet], fds)
-
-    async def _receive(self) -> bytes:
-        data, ancillary, flags, _ = await self._sock.recvmsg(MAX_PACKET_BYTES + 1)
-        if ancillary or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            self.wire.receive_packet(data, truncated=True)
-        return bytes(data)
-
-    def _take(self, data: bytes) -> None:
-        match self.wire.receive_packet(data):
-            case Acked(error=error):
-                self._answers.popleft().give(error)
-            case Drained(uid):
-                self._drained(self, uid)
-            case _:
-                self.greeted.set()
-
-
-class _Answer:
-    """What a request waits for."""
-
-    __slots__ = ("error", "event", "failure")
-
-    def __init__(self) -> None:
-        self.event = trio.Event()
-        self.error = ""
-        self.failure = ""
-
-    def give(self, error: str) -> None:
-        """The ack has come."""
-        self.error = error
-        self.event.set()
-
-    def fail(self, reason: str) -> None:
-        """It will not come."""
-        self.failure = reason
-        self.event.set()
-
-
-def _adding(link: _Link, workload: WorkloadInfo) -> Callable[[], bytes]:
+def _adding(link: ZtunnelLink, workload: WorkloadInfo) -> Callable[[], bytes]:
     return lambda: link.wire.add(workload)
 
 

@@ -1,0 +1,46 @@
+"""Whether a pod can be captured, and capturing it: the plain calls that ``pod_keeper`` puts in order."""
+
+from __future__ import annotations
+
+import os
+
+from ambient.engine.netns import netns_identity, open_netns
+from ambient.errors import ConfigError
+from ambient.redirect import backend, sockets
+from ambient.redirect.plan import Capture
+from ambient.wire.xds import NodePod
+
+
+def check(netns: int, ztunnels: frozenset[int]) -> None:
+    """Refuse what cannot be captured, before anything is done.
+
+    Args:
+        ztunnels: Processes that may hold the proxy's ports there already.
+
+    Raises:
+        ConfigError: with the reason for the operator.
+    """
+    own = open_netns("/proc/self/ns/net")
+    try:
+        if netns_identity(own) == netns_identity(netns):
+            raise ConfigError("it is in the node's own network namespace (hostNetwork): cannot be captured")
+    finally:
+        os.close(own)
+    for found in sockets.listeners(netns):
+        if not sockets.held_by(found.inode, ztunnels):
+            who = sockets.owner(found.inode) or "another process"
+            raise ConfigError(f"port {found.local_port} is taken by {who}")
+
+
+def capture_of(pod: NodePod) -> Capture:
+    """What of *pod* is captured."""
+    return Capture(dns=pod.dns_capture)
+
+
+def install(netns: int, pod: NodePod) -> int:
+    """Install the rules and do with older connections what *pod* says; returns how many are kept."""
+    older = sockets.established(netns)
+    backend.install(netns, capture_of(pod))
+    if pod.existing != "reset":
+        return len(older)
+    return len(older) - sockets.reset(netns, older)
