@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ambient.bench.statistics import Interval
+from ambient.bench.statistics import Interval, percentile
 
 # The issue's numbers.
 MAX_RPS_DEVIATION = 0.03
@@ -62,16 +62,20 @@ class RoundFacts:
     failed: int
     offered_rps: float
     achieved_rps: float
-    schedule_lag_p99_us: float
+    schedule_lags_us: Sequence[int]
     wire: WireFacts | None
     stable: bool = True
 
 
+def achieved(rounds: Sequence[RoundFacts]) -> float:
+    """Good answers as a share of what was offered, over all rounds: one hiccup is not a rate."""
+    offered = sum(one.offered_rps for one in rounds)
+    return sum(one.achieved_rps for one in rounds) / offered if offered else 0.0
+
+
 def rps_holds(rounds: Sequence[RoundFacts]) -> bool:
-    """Whether every round achieved what was offered, within 3 %."""
-    return all(
-        abs(one.achieved_rps - one.offered_rps) <= MAX_RPS_DEVIATION * one.offered_rps for one in rounds
-    )
+    """Whether what was offered was achieved, within 3 %."""
+    return abs(achieved(rounds) - 1) <= MAX_RPS_DEVIATION
 
 
 def no_errors(rounds: Sequence[RoundFacts]) -> bool:
@@ -79,9 +83,14 @@ def no_errors(rounds: Sequence[RoundFacts]) -> bool:
     return all(one.failed == 0 and one.ok == one.sent for one in rounds)
 
 
+def schedule_lag(rounds: Sequence[RoundFacts]) -> float:
+    """How late the generator woke, 99 of 100 times, in microseconds."""
+    return percentile(sorted(lag for one in rounds for lag in one.schedule_lags_us), 0.99)
+
+
 def client_kept_up(rounds: Sequence[RoundFacts]) -> bool:
-    """Whether the generator, rather than the mesh, never was the bottleneck."""
-    return all(one.schedule_lag_p99_us <= MAX_SCHEDULE_LAG_US for one in rounds)
+    """Whether the generator, rather than the mesh, was never the bottleneck."""
+    return schedule_lag(rounds) <= MAX_SCHEDULE_LAG_US
 
 
 def wire_faults(mode: str, rounds: Sequence[RoundFacts]) -> list[str]:
@@ -110,17 +119,14 @@ def invalid_because(mode: str, rounds: Sequence[RoundFacts]) -> list[str]:
     if not rounds:
         return ["no round was completed"]
     if not rps_holds(rounds):
-        worst = max(rounds, key=lambda one: abs(one.achieved_rps / one.offered_rps - 1))
-        reasons.append(f"achieved {worst.achieved_rps:.1f} of {worst.offered_rps:.1f} requests per second")
+        reasons.append(f"achieved {achieved(rounds):.1%} of the offered requests per second")
     if not no_errors(rounds):
         reasons.append(
             f"{sum(one.failed for one in rounds)} of {sum(one.sent for one in rounds)} requests failed"
         )
     if not client_kept_up(rounds):
-        lag = max(one.schedule_lag_p99_us for one in rounds)
-        reasons.append(
-            f"the client was saturated: schedule lag p99 {lag:.0f} us, limit {MAX_SCHEDULE_LAG_US} us"
-        )
+        lag = f"{schedule_lag(rounds):.0f} us, limit {MAX_SCHEDULE_LAG_US} us"
+        reasons.append(f"the client was saturated: schedule lag p99 {lag}")
     if not all(one.stable for one in rounds):
         reasons.append("a proxy started or ended while it was measured")
     return reasons + wire_faults(mode, rounds)

@@ -76,6 +76,8 @@ def _switch(session: Session, texts: Sequence[str], mode: str, options: Mapping[
         stream = control.stream("enroll", targets=targets, mode=mode, timeout=session.timeout, **options)
         result = _follow(session, stream)
     session.emit("Enrollment", result, lambda: _text(session, texts, mode, result))
+    if options["dry_run"]:
+        session.say("Dry run: nothing was changed.")
     if mode == "sidecar" and result.get("restarts"):
         session.say(f"{result['restarts']} pods were restarted to place the sidecars, as in a cluster.")
     return int(ExitCode.FAILED) if result.get("failed") else 0
@@ -121,7 +123,7 @@ def summary(texts: Sequence[str], mode: str, result: Mapping[str, Any]) -> str:
     good, _warning, bad = marks()
     failed = int(result.get("failed", 0))
     done = "released" if mode == "none" else f"enrolled ({mode})"
-    pods = len(result.get("pods", []))
+    pods, restarts = len(result.get("pods", [])), int(result.get("restarts", 0))
     tail = f", {failed} failed" if failed else ""
-    counts = f"{pods} pods, {result.get('restarts', 0)} restarts{tail}"
+    counts = f"{pods} pod{'s'[: pods != 1]}, {restarts} restart{'s'[: restarts != 1]}{tail}"
     return f"{bad if failed else good} {' '.join(texts)} {done}: {counts}\n"

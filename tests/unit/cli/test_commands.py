@@ -204,7 +204,7 @@ def test_enroll_prints_what_changed_per_pod(mesh: FakeMesh, capsys: pytest.Captu
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
     assert lines[1].split() == ["shop", "client", "node-1", "true", "0", "3", "41", "<none>"]
-    assert lines[2] == "√ namespace/shop enrolled (ambient): 1 pods, 0 restarts"
+    assert lines[2] == "√ namespace/shop enrolled (ambient): 1 pod, 0 restarts"
     assert "state=enrolled" in captured.err
     asked = mesh.asked("enroll")
     assert asked["targets"] == [{"kind": "namespace", "namespace": "shop", "name": "shop"}]
