@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ambient.engine.netlink import NetlinkSocket
 from ambient.engine.netns import open_netns
@@ -21,7 +21,12 @@ from ambient.fabric.wiring_plan import (
     is_v6,
     link_prefix,
     pod_link,
+    usable,
 )
+
+
+def _usable(addresses: Iterable[str]) -> tuple[str, ...]:
+    return usable(addresses, ipv6=os.path.isdir("/proc/sys/net/ipv6"))
 
 
 def make_netns(sysctls: Mapping[str, str]) -> int:
@@ -56,20 +61,21 @@ def add_node(plan: NodePlan) -> int:
     node = make_netns(NODE_SYSCTLS)
     with NetlinkSocket() as outer:
         outer.add_veth(plan.link, UPLINK, peer_netns=node)
-        for address in plan.addresses.router:
+        for address in _usable(plan.addresses.router):
             outer.add_address(plan.link, f"{address}/{link_prefix(address)}")
         outer.set_up(plan.link)
     with NetlinkSocket(node) as inner:
-        for address in plan.addresses.uplink:
+        for address in _usable(plan.addresses.uplink):
             inner.add_address(UPLINK, f"{address}/{link_prefix(address)}")
         inner.set_up(UPLINK)
-        for address in plan.local_addresses:
+        for address in _usable(plan.local_addresses):
             inner.add_address("lo", f"{address}/{host_prefix(address)}")
-        for router in plan.addresses.router:
+        for router in _usable(plan.addresses.router):
             inner.add_route(DEFAULT_V6 if is_v6(router) else DEFAULT_V4, link=UPLINK, gateway=router)
     # After both ends are up: a route needs its link.
     with NetlinkSocket() as outer:
-        for network, gateway in zip(plan.addresses.pod_networks, plan.addresses.uplink, strict=True):
+        networks, gateways = _usable(plan.addresses.pod_networks), _usable(plan.addresses.uplink)
+        for network, gateway in zip(networks, gateways, strict=True):
             outer.add_route(network, link=plan.link, gateway=gateway)
     return node
 
@@ -77,6 +83,7 @@ def add_node(plan: NodePlan) -> int:
 def add_pod(plan: NodePlan, node: int, pod: int, addresses: Sequence[str]) -> None:
     """Link the namespace *pod* to *node* and give it its addresses."""
     link = pod_link(addresses)
+    addresses = _usable(addresses)
     with NetlinkSocket(node) as outer:
         outer.add_veth(link, UPLINK, peer_netns=pod)
         if any(is_v6(address) for address in addresses):

@@ -12,7 +12,7 @@ passes the node's IP stack, where virtual addresses are translated.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ambient.model.addressing import NETNS, NodeAddresses
@@ -90,6 +90,11 @@ class NodePlan:
 def is_v6(address: str) -> bool:
     """Whether an address or network is IPv6."""
     return ":" in address
+
+
+def usable(addresses: Iterable[str], *, ipv6: bool) -> tuple[str, ...]:
+    """Those of *addresses* that this machine's kernel can have."""
+    return tuple(address for address in addresses if ipv6 or not is_v6(address))
 
 
 def host_prefix(address: str) -> int:

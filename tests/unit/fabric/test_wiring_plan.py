@@ -26,6 +26,14 @@ def test_link_names_of_a_nodes_pods_differ() -> None:
     assert max(map(len, names)) <= 15
 
 
+def test_a_kernel_without_ipv6_gets_none() -> None:
+    """Pods with one family are better than no mesh at all."""
+    both = ("10.244.1.2", "fd00:10:244:1::2")
+
+    assert wiring_plan.usable(both, ipv6=True) == both
+    assert wiring_plan.usable(both, ipv6=False) == ("10.244.1.2",)
+
+
 def test_a_rootless_pod_asks_only_for_gids_that_exist() -> None:
     """The kernel refuses a ping range with gids that the user namespace does not map."""
     assert wiring_plan.sysctls(rootless=True)["net/ipv4/ping_group_range"] == "0 0"
