@@ -7,6 +7,7 @@ one transaction.
 
 from __future__ import annotations
 
+import errno
 from contextlib import suppress
 from enum import Enum, auto
 
@@ -23,6 +24,9 @@ from ambient.redirect.plan import (
 from ambient.wire import netlink_route, nft_dump, nft_encode
 from ambient.wire.netlink import NETLINK_NETFILTER
 from ambient.wire.nft import Table
+
+# Well below what the kernel takes from anybody (net.core.wmem_max, 212,992 by default, counted twice).
+SLICE_BYTES = 128 * 1024
 
 
 class Standing(Enum):
@@ -96,10 +100,18 @@ def replace(netns: int | None, table: Table) -> None:
     """Put *table* in the place of whatever bears its name.
 
     Connections translated by the old rules live on: the new chains are registered before the old
-    ones go, so conntrack never loses its last one.
+    ones go, so conntrack never loses its last one. A table too large for one transaction (without
+    root the kernel takes some 400 KiB) is written in several; new connections in between must try again.
     """
+    batch = nft_encode.replace(table)
     with NetlinkSocket(netns, NETLINK_NETFILTER) as nl:
-        nl.transaction(nft_encode.replace(table))
+        try:
+            nl.transaction(batch)
+        except OSError as exc:
+            if exc.errno != errno.EMSGSIZE:
+                raise
+            for part in nft_encode.slices(batch, SLICE_BYTES):
+                nl.transaction(part)
 
 
 def _stands(netns: int, table: Table) -> bool:

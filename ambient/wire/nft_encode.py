@@ -22,6 +22,7 @@ from ambient.wire.netlink import (
     Request,
     attribute,
     be32,
+    encode,
     nested,
     string,
 )
@@ -122,6 +123,22 @@ def replace(table: Table) -> list[Request]:
 def delete(name: str) -> list[Request]:
     """A batch after which there is no table *name*, whether or not there was."""
     return _batch([_table(name, NLM_F_CREATE), _delete_table(name)])
+
+
+def slices(batch: Sequence[Request], max_bytes: int) -> list[list[Request]]:
+    """*batch* as several, each of about *max_bytes*: for a kernel that does not take it in one piece.
+
+    Each is a transaction of its own, in order, so in between the first rules stand without the last.
+    """
+    parts: list[list[Request]] = [[]]
+    size = 0
+    for request in batch[1:-1]:
+        size += len(encode(request, 0))
+        if parts[-1] and size > max_bytes:
+            parts.append([])
+            size = len(encode(request, 0))
+        parts[-1].append(request)
+    return [_batch(part) for part in parts]
 
 
 def dump_rules(table: str) -> Request:

@@ -12,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 
+from ambient.engine import netlink
 from ambient.engine.netlink import NetlinkSocket
 from ambient.engine.netns import in_netns
 from ambient.model.mesh import Change, Mesh
@@ -163,6 +164,24 @@ def test_connections_survive_a_replacement_of_the_rules() -> None:
             assert far.recv(16) == b"on"
             far.sendall(b"and on")
             assert near.recv(16) == b"and on"
+
+
+@in_namespaces
+def test_a_table_too_large_for_one_transaction_is_written_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ordinary user's kernel takes 400 KiB at once, and some fifty services are more."""
+    monkeypatch.setattr(netlink, "SEND_BUFFER_BYTES", 4096)
+    monkeypatch.setattr(backend, "SLICE_BYTES", 2048)
+    lab = Lab()
+    client, server, other = lab.pod("client"), lab.pod("server"), lab.pod("other")
+    node = lab.node().netns
+    for mesh in (mesh_of(server), mesh_of(server, other), mesh_of(server)):
+        backend.replace(node, vip_plan(mesh))
+
+    with server.listen(8080) as listener, connected(client, VIP, listener) as (near, _):
+        assert near.getpeername()[0] == VIP
+    with NetlinkSocket(node, NETLINK_NETFILTER) as nl:
+        listed = len(nl.dump(nft_encode.dump_rules("ambient_services")))
+    assert listed == sum(len(chain.rules) for chain in vip_plan(mesh_of(server)).chains)
 
 
 @in_namespaces

@@ -83,6 +83,14 @@ def test_replacement_and_deletion_work_whether_or_not_it_stands() -> None:
     assert kinds(nft_encode.delete("t")) == [16, 0, 2, 17]
 
 
+def test_a_batch_can_be_cut_where_the_kernel_takes_no_more() -> None:
+    """Whole requests in order, each slice a batch of its own."""
+    batch = nft_encode.replace(TABLE)
+
+    assert [kinds(part) for part in nft_encode.slices(batch, 1)] == [[16, k, 17] for k in kinds(batch)[1:-1]]
+    assert nft_encode.slices(batch, 100_000) == [batch]
+
+
 @pytest.mark.parametrize(
     ("term", "names"),
     [
