@@ -132,17 +132,20 @@ def invalid_because(mode: str, rounds: Sequence[RoundFacts]) -> list[str]:
     return reasons + wire_faults(mode, rounds)
 
 
-def unresolved_because(interval: Interval | None, requests: int) -> str:
+def unresolved_because(interval: Interval | None, requests: int, *, width: bool = True) -> str:
     """Why a ratio of two valid modes is not resolved; "" if it is.
 
     Args:
         requests: The smaller number of requests of the two modes.
+        width: Whether the interval's width is judged: that of a cost is, that of a latency is only shown.
     """
     if interval is None:
         return "one side is zero"
+    if None in interval.ci95:
+        return "one round has no interval"
     if requests < MIN_REQUESTS:
         return f"{requests} requests per mode, {MIN_REQUESTS} are needed"
-    if interval.relative_half_width > MAX_HALF_WIDTH:
+    if width and interval.relative_half_width > MAX_HALF_WIDTH:
         return f"half width {interval.relative_half_width:.0%}, limit {MAX_HALF_WIDTH:.0%}"
     return ""
 

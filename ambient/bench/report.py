@@ -205,18 +205,17 @@ def _pair(
     if judged and not invalid and "sidecar" in (above.mode, below.mode):
         invalid = gates.straw_sidecar(ours_to_envoy(run))
     names = [name for name in RATIO_METRICS if below.mode != "none" or name.startswith("latency")]
-    return {name: _ratio(run, above, below, RATIO_METRICS[name], invalid) for name in names}
+    return {name: _ratio(run, above, below, name, invalid) for name in names}
 
 
-def _ratio(
-    run: Run, above: Turn, below: Turn, metric: Callable[[Round], float], invalid: str
-) -> dict[str, Any]:
+def _ratio(run: Run, above: Turn, below: Turn, name: str, invalid: str) -> dict[str, Any]:
     if invalid:
         return {"value": None, "ci95": None, "resolved": False, "unresolved_because": invalid}
     rounds = run.paired(above, below)
+    metric = RATIO_METRICS[name]
     interval = ratio_interval(*([metric(one) for one in each] for each in rounds))
     requests = min(sum(one.facts.ok for one in each) for each in rounds)
-    why = gates.unresolved_because(interval, requests)
+    why = gates.unresolved_because(interval, requests, width=not name.startswith("latency"))
     value = round(interval.value, 4) if interval else None
     found = {"value": value, "ci95": _rounded(interval) if interval else None, "resolved": not why}
     return {**found, "unresolved_because": why} if why else found

@@ -54,10 +54,7 @@ def remarks(run: Mapping[str, Any]) -> list[str]:
     said = []
     for mode in run["modes"]:
         said += [f"{mode['mode']} ({mode['engine']}) is invalid: {why}" for why in mode["invalid_because"]]
-    for name, found in run["ratios"].items():
-        for metric, ratio in found.items():
-            if ratio["value"] is not None and not ratio["resolved"]:
-                said.append(f"{name} {metric} is unresolved: {ratio['unresolved_because']}")
+    said += [remark for name, found in run["ratios"].items() if (remark := _unresolved(name, found))]
     fair = run["gates"].get("sidecar_within_1_5x_envoy")
     cost = run["gates"].get("sidecar_to_envoy_cpu")
     if fair is None and any(
@@ -69,6 +66,16 @@ def remarks(run: Mapping[str, Any]) -> list[str]:
     elif fair:
         said.append(f"our sidecar costs {cost:.2f}x Envoy's CPU per request (limit 1.5)")
     return said
+
+
+def _unresolved(name: str, found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Why a pair's ratios are not resolved, on one line."""
+    reasons: dict[str, list[str]] = {}
+    for metric, ratio in found.items():
+        if ratio["value"] is not None and not ratio["resolved"]:
+            reasons.setdefault(ratio["unresolved_because"], []).append(metric)
+    text = "; ".join(f"{', '.join(metrics)} ({why})" for why, metrics in reasons.items())
+    return f"{name} is unresolved: {text}" if text else ""
 
 
 def align(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -13,7 +13,7 @@ import click
 
 from ambient.cli.rundirs import own_run_dir
 from ambient.cli.session import DeskCommand, DeskGroup, Session, pass_session
-from ambient.errors import ConfigError
+from ambient.errors import AmbientError, ConfigError
 
 if TYPE_CHECKING:
     from ambient.bench.plan import Options
@@ -146,13 +146,18 @@ def _compare(session: Session, scenario: str, options: Options, *, restore: bool
 
     with session.control() as control:
         pods = control.call("get", kind="Pod", namespace=None, name=None)
+    with session.fabric() as fabric:
+        kind = str(fabric.call("status")["fabric"])
+    if kind == "loopback":
+        hint = "this machine forbids them; see: ambient check"
+        raise AmbientError(f"bench needs network namespaces to capture and to measure in: {hint}")
     client, before, payload = _subject(scenario, pods)
     session.say(
         f"About {bench_run.estimate(options) / 60:.1f} minutes: {', '.join(t.label for t in options.turns)}"
     )
     mesh = LiveMesh(session.where, client)
     try:
-        subject = bench_run.Subject(client.name, str(mesh.status.get("fabric")), payload)
+        subject = bench_run.Subject(client.name, kind, payload)
         return bench_run.run(mesh, subject, options, session.say)
     finally:
         if restore:

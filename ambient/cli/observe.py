@@ -62,8 +62,8 @@ def _text(body: Mapping[str, Any]) -> str:
         text += "\n" + output.table(("NAMESPACE", "PODS", "AMBIENT", "SIDECAR"), spaces)
     certificates = body.get("certificates")
     if isinstance(certificates, list) and certificates:
-        rows = [(one.get("identity"), one.get("node"), one.get("not_after")) for one in certificates]
-        text += "\n" + output.table(("CERTIFICATE", "NODE", "NOT AFTER"), rows)
+        rows = [(c.get("identity"), c.get("holder", c.get("node")), c.get("not_after")) for c in certificates]
+        text += "\n" + output.table(("CERTIFICATE", "HELD BY", "NOT AFTER"), rows)
     return text
 
 

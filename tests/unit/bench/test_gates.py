@@ -69,8 +69,9 @@ def test_no_rounds_are_no_result() -> None:
         (Interval(1, 0.84, 1.16), 2000, "half width 16%"),
         (Interval(1, 0.9, 1.1), 1999, "1999 requests"),
         (None, 5000, "one side is zero"),
+        (Interval(1, 0, float("inf")), 5000, "one round"),
     ],
-    ids=["fine", "wide", "few", "nothing"],
+    ids=["fine", "wide", "few", "nothing", "one-round"],
 )
 def test_what_is_resolved(interval: Interval | None, requests: int, reason: str) -> None:
     """The issue's numbers: 2,000 requests, 15 percent."""
@@ -78,6 +79,11 @@ def test_what_is_resolved(interval: Interval | None, requests: int, reason: str)
 
     assert found.startswith(reason)
     assert bool(found) == bool(reason)
+
+
+def test_a_wide_latency_is_shown_with_its_width() -> None:
+    """A tail is wide by nature; its interval says so itself."""
+    assert gates.unresolved_because(Interval(1, 0.5, 2), 2000, width=False) == ""
 
 
 @pytest.mark.parametrize(("cost", "fair"), [(None, True), (1.5, True), (1.51, False)])

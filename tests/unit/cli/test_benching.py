@@ -53,7 +53,7 @@ def mesh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeMesh]:
     """A mesh that runs already."""
     monkeypatch.setenv("AMBIENT_RUN_DIR", str(tmp_path / "run"))
     monkeypatch.setattr(clean, "running", lambda _where: object())
-    with fake_mesh(tmp_path / "run", {"get": [CLIENT]}) as made:
+    with fake_mesh(tmp_path / "run", {"get": [CLIENT], "status": {"fabric": "netns"}}) as made:
         yield made
 
 
@@ -71,6 +71,14 @@ def test_a_running_mesh_is_used_and_left_as_it_was(
     assert len(port.turns) == 21
     assert port.closed
     assert "round 5/5" in captured.err
+
+
+def test_loopback_cannot_be_compared(mesh: FakeMesh, port: Port, capsys: pytest.CaptureFixture[str]) -> None:
+    """No wire to look at, no namespaces to measure in: said, not faked."""
+    mesh.answers["status"] = {"fabric": "loopback"}
+
+    assert run(["bench", "run", *QUICKEST]) == 1
+    assert "needs network namespaces" in capsys.readouterr().err
 
 
 def test_an_invalid_mode_is_exit_1(mesh: FakeMesh, port: Port, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,7 +114,7 @@ def test_without_a_mesh_it_starts_its_own_and_takes_it_down(
     seen: dict[str, Any] = {}
 
     def bring_up(session: Any, parsed: Any, nodes: int) -> tuple[str, ...]:
-        stack = fake_mesh(session.where, {"get": [CLIENT]})
+        stack = fake_mesh(session.where, {"get": [CLIENT], "status": {"fabric": "netns"}})
         stack.__enter__()
         seen.update(where=session.where, parsed=parsed, nodes=nodes, stack=stack)
         return ("a note",)
