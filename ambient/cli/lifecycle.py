@@ -73,14 +73,14 @@ def _fill(session: Session, parsed: Parsed) -> None:
 
 
 def _stay(session: Session) -> None:
-    """Keep the terminal until Ctrl-C, or until somebody else takes the mesh down."""
+    """Keep the terminal until Ctrl-C or SIGTERM, or until somebody else takes the mesh down."""
     from ambient.fabric import clean
 
     session.say("Running; Ctrl-C takes it down. From another shell: ambient status, ambient down.")
     try:
         while clean.running(str(session.where)) is not None:
             time.sleep(0.5)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         session.say("Taking it down ...")
         clean.down(str(session.where))
         raise

@@ -93,17 +93,27 @@ def test_up_stays_until_the_mesh_ends(
     assert "The mesh has ended." in capsys.readouterr().err
 
 
-def test_ctrl_c_takes_it_down_and_is_130(
-    mesh: FakeMesh, fabric: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("end", "code"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143)])
+def test_ctrl_c_and_sigterm_take_it_down(
+    mesh: FakeMesh,
+    fabric: list[Any],
+    end: BaseException,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Clean, and with the code that shells know."""
 
     def interrupt(_where: str) -> None:
-        raise KeyboardInterrupt
+        raise end
 
     monkeypatch.setattr(clean, "running", interrupt)
 
-    assert run(["up"]) == 130
+    try:
+        found = run(["up"])
+    except SystemExit as exc:
+        found = int(str(exc.code))
+    assert found == code
     assert fabric[-1] == ("down", str(mesh.run_dir))
 
 
