@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from ambient.bench import load
+from ambient.bench import generator, load
 from ambient.errors import ConfigError
 from tests.unit.bench.server import OK, serving
 
@@ -111,7 +111,7 @@ def test_an_answer_nobody_asked_for_is_not_counted_twice() -> None:
 
 def test_what_is_never_answered_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The run ends although the server does not answer; requests behind it were due, and failed too."""
-    monkeypatch.setattr(load, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(generator, "GRACE_SECONDS", 0.2)
     with serving(lambda number: b"" if number == 3 else OK) as served:
         result = run(served.port, rate=100, duration=0.1, connections=1)
 
@@ -121,17 +121,17 @@ def test_what_is_never_answered_has_failed(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_server_that_goes_away_ends_the_run_with_failures(monkeypatch: pytest.MonkeyPatch) -> None:
     """No connection left: everything still due fails, and the reason is kept."""
-    monkeypatch.setattr(load, "GRACE_SECONDS", 0.2)
-    open_once = load.Connection._open
+    monkeypatch.setattr(generator, "GRACE_SECONDS", 0.2)
+    open_once = generator.Connection._open
     opened: list[int] = []
 
-    def refuse_later(connection: load.Connection) -> socket.socket:
+    def refuse_later(connection: generator.Connection) -> socket.socket:
         opened.append(1)
         if len(opened) > 1:
             raise ConnectionRefusedError(111, "refused")
         return open_once(connection)
 
-    monkeypatch.setattr(load.Connection, "_open", refuse_later)
+    monkeypatch.setattr(generator.Connection, "_open", refuse_later)
     with serving(lambda number: None if number == 5 else OK) as served:
         result = run(served.port, rate=100, duration=0.1, connections=1)
 
