@@ -247,7 +247,7 @@ class Cluster:
             return False
         generation = self._generations[key] = self._generations.get(key, 0) + 1
         node = before.node if before else self._place(wanted)
-        addresses = before.addresses if before else self._addresses(wanted, node)
+        addresses = self._addresses(wanted, node, before)
         pod = Pod(
             uid=f"Kubernetes//Pod/{wanted.namespace}/{wanted.name}#{generation}",
             namespace=wanted.namespace,
@@ -276,7 +276,11 @@ class Cluster:
         nodes = [name for name in self.nodes if wanted.spec.host_network or self.book.has_room(name)]
         return choose_node(nodes, placed, owner=owner, preferred=wanted.spec.nodes)
 
-    def _addresses(self, wanted: Wanted, node: str) -> tuple[str, ...]:
+    def _addresses(self, wanted: Wanted, node: str, before: Pod | None) -> tuple[str, ...]:
+        if before is not None and before.spec.host_network == wanted.spec.host_network:
+            return before.addresses
+        if before is not None:
+            self.book.free_pod(before.addresses)
         return self.book.of_node(node) if wanted.spec.host_network else self.book.new_pod(node)
 
     def _labels(self, key: tuple[str, str], own: Mapping[str, str]) -> dict[str, str]:

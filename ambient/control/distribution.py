@@ -33,7 +33,8 @@ from ambient.wire.xds import (
 log = logging.getLogger("ambient.control.distribution")
 
 READ_BYTES = 64 * 1024
-# How long the order of enrollment waits for a daemon that does not answer; picked, not measured.
+# How long everybody waits for a daemon that does not ack; after that it counts as stuck, and nobody does
+# until it acks again. An update is applied in milliseconds; picked, not measured.
 ACK_SECONDS = 10.0
 
 
@@ -76,9 +77,13 @@ class Owner(Protocol):
 class Link:
     """Control's end of the connection to one daemon."""
 
-    def __init__(self, peer: Peer, stream: trio.abc.Stream, owner: Owner, bell: Bell) -> None:
+    def __init__(
+        self, peer: Peer, stream: trio.abc.Stream, owner: Owner, bell: Bell, ack_seconds: float = ACK_SECONDS
+    ) -> None:
         self.peer = peer
+        self._ack_seconds = ack_seconds
         self.greeted = False
+        self.stuck = False
         self.error = ""
         self._stream = stream
         self._owner = owner
@@ -89,6 +94,7 @@ class Link:
         self._told_pods: tuple[NodePod, ...] | None = None
         # Nonce -> the version that the daemon had before: one update may carry many versions.
         self._unacked: dict[int, int] = {}
+        self._acks = Bell()
 
     def has_applied(self, version: int) -> bool:
         """Whether the daemon has applied the registry *version*, or one after it."""
@@ -100,6 +106,7 @@ class Link:
         try:
             async with self._stream, trio.open_nursery() as nursery:
                 nursery.start_soon(self._send)
+                nursery.start_soon(self._watch_acks)
                 await self._receive()
                 nursery.cancel_scope.cancel()
         except* (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -131,6 +138,8 @@ class Link:
 
     def _acked(self, nonce: int, error: str) -> None:
         self._unacked.pop(nonce, None)
+        self.stuck = False
+        self._acks.ring()
         if error:
             self.error = error
             log.error("%s could not apply an update: %s", self.peer, error)
@@ -151,6 +160,18 @@ class Link:
             else:
                 await ring.wait()
 
+    async def _watch_acks(self) -> None:
+        """Say so if the oldest update stays unacked: what waits for everybody must not wait for ever."""
+        while True:
+            await self._acks.until(lambda: bool(self._unacked) and not self.stuck)
+            oldest = min(self._unacked)
+            with trio.move_on_after(self._ack_seconds):
+                await self._acks.until(lambda nonce=oldest: nonce not in self._unacked)  # type: ignore[misc]
+                continue
+            self.stuck = True
+            log.error("%s does not answer: no ack for %g s", self.peer, self._ack_seconds)
+            self._owner.link_changed()
+
     def _pending(self) -> bytes:
         """Everything the daemon is to be told now; b"" if nothing."""
         if not self.greeted:
@@ -169,6 +190,7 @@ class Link:
             return b""
         nonce, data = self._end.update(change)
         self._unacked[nonce] = since
+        self._acks.ring()
         return data
 
     def _pods(self) -> bytes:
@@ -205,15 +227,15 @@ class Distribution:
             self._owner.link_changed()
 
     def all_applied(self, version: int) -> bool:
-        """Whether every daemon that is there has applied registry *version*."""
-        return all(link.has_applied(version) for link in self._links if link.greeted)
+        """Whether every daemon that is there and answers has applied registry *version*."""
+        return all(link.has_applied(version) for link in self._links if link.greeted and not link.stuck)
 
     def laggards(self, version: int) -> tuple[Peer, ...]:
         """Who has not."""
         return tuple(each.peer for each in self._links if each.greeted and not each.has_applied(version))
 
     async def settled(self, version: int, seconds: float = ACK_SECONDS) -> tuple[Peer, ...]:
-        """Wait until every daemon has applied *version*; return who had not when the time was over."""
+        """Wait until every daemon that answers has applied *version*; return who has not after all."""
         with trio.move_on_after(seconds):
             await self._bell.until(lambda: self.all_applied(version))
         return self.laggards(version)

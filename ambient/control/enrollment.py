@@ -101,7 +101,10 @@ class Enroller:
                 await ring.wait()
         await self._tell(progress, emit)
         # Not done before every daemon has applied it; the caller's deadline is the only one.
-        await self._cluster.distribution.settled(self._cluster.registry().version, math.inf)
+        late = await self._cluster.distribution.settled(self._cluster.registry().version, math.inf)
+        if late:
+            why = f"{late[0]} does not answer, see: ambient status"
+            raise RpcError(ExitCode.TIMED_OUT, f"not everybody has heard of it: {why}")
 
     async def _restart_one_by_one(self, group: list[Pod]) -> None:
         for pod in group:

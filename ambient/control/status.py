@@ -28,6 +28,7 @@ def status(cluster: Cluster) -> dict[str, Any]:
             {
                 "daemon": str(link.peer),
                 "synchronised": link.has_applied(registry.version),
+                "stuck": link.stuck,
                 "error": link.error,
             }
             for link in cluster.distribution.links()

@@ -294,6 +294,10 @@ class ServerConnection:
         """End it now: an answer that cannot be completed must not look complete."""
         self.channel.abort()
 
+    def crashed(self, exc: Exception) -> None:
+        """Told by the reactor of an exception that left ``flush``, which it has recorded."""
+        self.abort()
+
     # Inside --------------------------------------------------------------------------------
 
     def _take(self, events: list[Any]) -> None:

@@ -37,6 +37,8 @@ _LEADING_ZERO = re.compile(r"[-+]?0[0-9]")
 # What fits the 64 bits that JSON readers and our wire have.
 _MAX_INT_CHARS = 19
 _TAG = "tag:yaml.org,2002:"
+# libyaml 0.2.6, scanner.c.
+_TOO_DEEP_FOR_LIBYAML = "exceeded maximum nesting depth"
 
 
 class Tree:
@@ -113,7 +115,17 @@ def load_trees(path: str, text: str) -> Iterator[Tree]:
             if tree.value is not None:
                 yield tree
     except yaml.MarkedYAMLError as exc:
-        raise ConfigError(f"{path}:{_line(exc.problem_mark)}: not valid YAML: {exc.problem}") from exc
+        raise ConfigError(f"{path}:{_line(exc.problem_mark)}: {_problem(exc)}") from exc
+
+
+def _problem(exc: yaml.MarkedYAMLError) -> str:
+    """What is wrong, in our words where the parser meets a limit of its own before ours.
+
+    It reads ahead for the end of a possible key, so libyaml >= 0.2.6 can count 1,000 levels before we see 64.
+    """
+    if exc.problem == _TOO_DEEP_FOR_LIBYAML:
+        return f"nested deeper than {MAX_DEPTH} levels"
+    return f"not valid YAML: {exc.problem}"
 
 
 def _line(mark: Any) -> int:

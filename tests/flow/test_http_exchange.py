@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from ambient.engine.channel import SocketChannel
+from ambient.engine.channel import Data, SocketChannel
 from ambient.engine.http_client import HttpPool, OnChannel
 from ambient.engine.http_forward import Answer, Forward, Forwarder, Upstream
 from ambient.engine.http_server import HttpServer, ServerConnection
@@ -553,3 +553,29 @@ def test_answer_may_come_from_within_the_request(bench: Bench) -> None:
 
     answer = b"HTTP/1.1 204 No Content\r\n\r\n"
     assert bench.read(client, 3 * len(answer)) == answer * 3
+
+
+def test_head_that_cannot_be_sent_ends_its_connection_only(bench: Bench) -> None:
+    """A fault in one connection's flush is that connection's end, never the loop's."""
+    ours, theirs = bench.pair()
+    channel = Unwritable(bench.reactor, ours)
+    bench.server.serve(channel)
+    bench.decided = Upstream("origin")
+    theirs.sendall(GET)
+    bench.until(lambda: bench.origins)
+
+    bench.origins[0].sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n")
+
+    bench.until(lambda: not bench.server.connections)
+    assert [str(failure) for failure in bench.reactor.failures] == ["no more paper"]
+    neighbour = bench.client()
+    bench.decided = Answer(204, "")
+    neighbour.sendall(GET)
+    assert bench.read(neighbour, 12) == b"HTTP/1.1 204"
+
+
+class Unwritable(SocketChannel):
+    """A channel with a bug: it cannot be written to."""
+
+    def write(self, data: Data) -> None:
+        raise RuntimeError("no more paper")

@@ -7,6 +7,7 @@ import subprocess
 import time
 
 import pytest
+
 from tests.story.conftest import EXAMPLES, Mesh, processes_of, wait_until
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow, pytest.mark.timeout(240)]

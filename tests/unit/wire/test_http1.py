@@ -30,7 +30,8 @@ def test_request_with_body_becomes_head_body_end() -> None:
     """The ordinary case, with this hop's own headers forgotten and the rest in lower case."""
     events = request(
         b"POST /a?b=c HTTP/1.1\r\nHost: reviews:9080\r\nContent-Length: 3\r\nX-One: 1 \t\r\n"
-        b"Connection: keep-alive\r\nConnection: X-Secret\r\nX-Secret: 2\r\nKeep-Alive: timeout=5\r\nTE: trailers\r\n\r\nabc"
+        b"Connection: keep-alive\r\nConnection: X-Secret\r\nX-Secret: 2\r\nKeep-Alive: timeout=5\r\n"
+        b"TE: trailers\r\n\r\nabc"
     )
 
     head = RequestHead(b"POST", b"/a?b=c", b"reviews:9080", [(b"x-one", b"1")], content_length=3)

@@ -1,0 +1,144 @@
+"""Links: who counts as knowing, and what happens to one that does not answer."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+import pytest
+import trio
+import trio.testing
+
+from ambient.control.bell import Bell
+from ambient.control.distribution import Distribution, Link, Peer
+from ambient.control.registry_plan import Registry
+from ambient.errors import Unavailable
+from ambient.model.identity import SpiffeId
+from ambient.model.workload import Workload
+from ambient.pki.authority import Issued
+from ambient.wire.xds import DaemonEnd, NodePod, PodReport, Updated
+
+
+@dataclass
+class FakeOwner:
+    """A control plane that knows one registry, and signs nothing."""
+
+    bell: Bell
+    now: Registry = field(default_factory=Registry)
+
+    def registry(self) -> Registry:
+        return self.now
+
+    def node_pods(self, node: str) -> tuple[NodePod, ...]:
+        return ()
+
+    def certify(self, peer: Peer, identity: SpiffeId, csr: bytes) -> Issued:
+        raise Unavailable("not now")
+
+    def pod_reported(self, peer: Peer, report: PodReport) -> None:
+        raise AssertionError("nobody reports here")
+
+    def link_changed(self) -> None:
+        self.bell.ring()
+
+    def publish(self, version: int) -> None:
+        one = Workload(uid=f"u{version}", name="n", namespace="s")
+        self.now = Registry(version=version, workloads={one.uid: one})
+        self.bell.ring()
+
+
+class Conversation:
+    """One link, with the daemon's end in the test's hands."""
+
+    def __init__(self) -> None:
+        self.bell = Bell()
+        self.owner = FakeOwner(self.bell)
+        self.end = DaemonEnd()
+        self.stream, theirs = trio.testing.memory_stream_pair()
+        self.link = Link(Peer("ztunnel", "node-1"), theirs, self.owner, self.bell, 0.05)
+        self.distribution = Distribution(self.owner, self.bell)
+        self.distribution._links.append(self.link)
+
+    async def hear(self) -> list[object]:
+        await trio.testing.wait_all_tasks_blocked()
+        return list(self.end.receive_data(bytes(await self.stream.receive_some(65536))))
+
+    async def say(self, data: bytes) -> None:
+        await self.stream.send_all(data)
+        await trio.testing.wait_all_tasks_blocked()
+
+
+async def test_one_update_may_carry_many_versions() -> None:
+    """Until it is acked, none of them is applied."""
+    talk = Conversation()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(talk.link.run)
+        talk.owner.publish(1)
+        talk.owner.publish(5)
+        await talk.say(talk.end.hello())
+        (update,) = await talk.hear()
+        assert isinstance(update, Updated)
+        before = [talk.link.has_applied(version) for version in (0, 1, 5)]
+        await talk.say(talk.end.ack(update.nonce))
+        after = [talk.link.has_applied(version) for version in (0, 1, 5, 6)]
+        nursery.cancel_scope.cancel()
+
+    assert before == [False, False, False]
+    assert after == [True, True, True, False]
+
+
+async def test_a_slow_daemon_is_told_the_difference_to_now() -> None:
+    """Nothing is queued for it: what came and went meanwhile it never hears of."""
+    talk = Conversation()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(talk.link.run)
+        talk.owner.publish(1)
+        await talk.say(talk.end.hello())
+        await talk.hear()
+        talk.owner.publish(2)
+        talk.owner.publish(3)
+        (update,) = await talk.hear()
+        nursery.cancel_scope.cancel()
+
+    assert isinstance(update, Updated)
+    assert [each.uid for each in update.change.workloads] == ["u3"]
+    assert update.change.removed_workloads == ("u1",)
+
+
+async def test_nobody_waits_for_ever_for_a_daemon_that_does_not_answer(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A frozen ztunnel must not keep every pod from ending; when it acks again, it counts again."""
+    talk = Conversation()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(talk.link.run)
+        talk.owner.publish(1)
+        await talk.say(talk.end.hello())
+        (update,) = await talk.hear()
+        assert isinstance(update, Updated)
+
+        with caplog.at_level(logging.ERROR), trio.fail_after(5):
+            late = await talk.distribution.settled(1, 100)
+
+        assert late == (talk.link.peer,)
+        assert "ztunnel/node-1 does not answer" in caplog.text
+        await talk.say(talk.end.ack(update.nonce))
+        assert await talk.distribution.settled(1, 0) == ()
+        assert not talk.link.stuck
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_update_that_cannot_be_applied_is_remembered(caplog: pytest.LogCaptureFixture) -> None:
+    """It is answered, so nobody waits; the reason shows in status."""
+    talk = Conversation()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(talk.link.run)
+        await talk.say(talk.end.hello())
+        (update,) = await talk.hear()
+        assert isinstance(update, Updated)
+        await talk.say(talk.end.ack(update.nonce, "no room"))
+        await talk.say(talk.end.extra("statistics"))
+        nursery.cancel_scope.cancel()
+
+    assert talk.link.error == "no room"
+    assert "could not apply an update: no room" in caplog.text
