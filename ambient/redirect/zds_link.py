@@ -12,6 +12,7 @@ from collections.abc import Callable
 import trio
 
 from ambient.errors import ProtocolError, Unavailable
+from ambient.redirect.pids import shown_pid
 from ambient.wire.zds import MAX_PACKET_BYTES, Acked, AgentConnection, Drained
 
 log = logging.getLogger("agent")
@@ -21,9 +22,11 @@ class ZtunnelLink:
     """One ztunnel: requests one at a time, each answered before the next."""
 
     def __init__(self, sock: trio.socket.SocketType, drained: Callable[[ZtunnelLink, str], None]) -> None:
-        self.pid, self.uid, _ = struct.unpack(
+        pid, self.uid, _ = struct.unpack(
             "3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         )
+        # As /proc and people know it: who holds a pod's ports is read there.
+        self.pid = shown_pid(pid)
         self.wire = AgentConnection()
         self.greeted = trio.Event()
         self._sock = sock
