@@ -176,6 +176,9 @@ class PodKeeper:
                     self.state = State.LOST
                 case Standing.NONE:
                     self.state = State.NONE
+                    # The last agent ended between the table and its routes.
+                    if evidence.routing_left_over(self.netns):
+                        backend.remove(self.netns)
         except (OSError, AmbientError) as exc:
             log.debug("%s: %s", self.pod.uid, exc)
 
