@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 
+from ambient.engine.pages import Answer, Routes
 from ambient.model.mesh import Mesh
 from ambient.wire.values import to_wire
-from ztunnel.http import Answer, Routes
 from ztunnel.metrics import TcpMetrics
 from ztunnel.proxies import Proxies
 from ztunnel.settings import Settings

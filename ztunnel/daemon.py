@@ -19,11 +19,11 @@ import trio
 from ambient.engine.follow import Follow, control_socket
 from ambient.engine.netns import listen_in
 from ambient.engine.nursery import plain_nursery
+from ambient.engine.pages import serve
 from ambient.engine.reactor import Reactor
 from ambient.engine.svids import SvidCache
 from ambient.errors import Unavailable
 from ztunnel.admin import admin_routes, metrics_routes, ready_routes
-from ztunnel.http import serve
 from ztunnel.inpod import AgentFollower
 from ztunnel.journal import Journal
 from ztunnel.metrics import TcpMetrics

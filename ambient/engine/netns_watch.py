@@ -35,6 +35,7 @@ _HEADER = struct.Struct("=IHHII")
 # The first attribute of the answer, behind netlink's and netfilter's headers: NFTA_GEN_ID.
 _GENERATION = slice(_HEADER.size + 8, _HEADER.size + 12)
 # Where uid and inode stand behind the header of an inet_diag answer, and the cookie in its name.
+_STATE = _HEADER.size + 1
 _COOKIE = slice(_HEADER.size + 4 + 40, _HEADER.size + 4 + 48)
 _INODE = slice(_HEADER.size + 4 + 48 + 16, _HEADER.size + 4 + 48 + 20)
 
@@ -142,7 +143,8 @@ class NetnsWatch:
     def _is_there(self, known: TcpSocket) -> bool:
         self._diag.send(netlink.encode_all([netlink_diag.find(known)], _SEQUENCE))
         answer = self._diag.recv(ANSWER_BYTES)
-        return _kind(answer) == netlink_diag.SOCK_DIAG_BY_FAMILY
+        found = _kind(answer) == netlink_diag.SOCK_DIAG_BY_FAMILY
+        return found and answer[_STATE] in netlink_diag.CARRYING
 
     def _open(self, netns: int, protocol: int, groups: Sequence[int]) -> socket.socket:
         kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC

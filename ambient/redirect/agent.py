@@ -15,12 +15,15 @@ from dataclasses import dataclass
 
 import trio
 
+from ambient.engine import pages
 from ambient.engine.follow import Follow
+from ambient.engine.netns import listen_in
 from ambient.errors import ConfigError
 from ambient.model.addressing import NETNS
 from ambient.model.explain import refuses_strangers
 from ambient.redirect.attestation import Attestor
 from ambient.redirect.dns_server import DnsServer
+from ambient.redirect.metrics import METRICS_PORT, METRICS_TYPE, exposition
 from ambient.redirect.pod_keeper import Around, PodKeeper
 from ambient.redirect.survey import survey
 from ambient.redirect.vips import VirtualAddresses
@@ -45,6 +48,7 @@ class Settings:
         zds_path: Where ztunnel finds it.
         dns_addresses: What the name server listens on; none switches it off.
         dns_upstreams: Name servers for names outside the cluster.
+        metrics_port: Where its own numbers are served on the node; 0: nowhere.
         services: Whether virtual addresses are translated here (``loopback`` has nothing to translate).
     """
 
@@ -53,6 +57,7 @@ class Settings:
     dns_addresses: tuple[str, ...] = NETNS.dns
     dns_upstreams: tuple[str, ...] = ()
     services: bool = True
+    metrics_port: int = METRICS_PORT
 
 
 def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
@@ -112,6 +117,7 @@ class Agent:
                 nursery.start_soon(self._follow.run)
                 await self._follow.synchronised()
                 nursery.start_soon(self._attestor.run)
+                nursery.start_soon(self._serve_metrics)
                 if self._settings.services:
                     nursery.start_soon(self._vips.run)
                 nursery.start_soon(self._serve_names)
@@ -125,6 +131,19 @@ class Agent:
             except* OSError as group:
                 log.error("no name server: %s", group.exceptions[0])
             await trio.sleep(DNS_RETRY_SECONDS)
+
+    async def _serve_metrics(self) -> None:
+        if not self._settings.metrics_port:
+            return
+        try:
+            listener = listen_in(None, self._settings.metrics_port)
+        except OSError as exc:
+            log.error("no metrics on port %d: %s", self._settings.metrics_port, exc.strerror)
+            return
+        await pages.serve(listener, {"/metrics": self._metrics})
+
+    def _metrics(self) -> pages.Answer:
+        return pages.Answer(200, exposition(self._attestor.statistics()), METRICS_TYPE)
 
     def _pods_named(self, pods: tuple[NodePod, ...]) -> None:
         """Control's full list of this node's pods."""

@@ -26,7 +26,7 @@ import trio
 from ambient.engine.netns import netns_identity, open_netns
 from ambient.errors import AmbientError, ConfigError
 from ambient.model.identity import DEFAULT_TRUST_DOMAIN, SpiffeId
-from ambient.redirect import backend, evidence, pod_capture
+from ambient.redirect import backend, evidence, pod_capture, sockets
 from ambient.redirect.attestation_plan import GiveUp, Namespace, Repair, What
 from ambient.redirect.backend import Standing
 from ambient.redirect.plan import Capture, closed_plan, drain_plan
@@ -94,6 +94,8 @@ class PodKeeper:
         self._gone = False
         self._asked = True
         self._busy = False
+        # Enrolled by another agent: which connections are older than that is still to be found out.
+        self._recalled = False
         self._capture_of_pod = pod_capture.capture_of(pod)
         self._verdict: Repair | GiveUp | None = None
         self._repairs = 0
@@ -133,7 +135,7 @@ class PodKeeper:
     @property
     def lost(self) -> bool:
         """Whether it is to be enrolled and could not be kept so."""
-        return self.state is State.LOST and not self._busy
+        return self.state is State.LOST
 
     @property
     def netns(self) -> int:
@@ -158,7 +160,8 @@ class PodKeeper:
 
     def retry(self) -> None:
         """Try again to enroll a lost pod."""
-        self._wake()
+        if not self._busy:
+            self._wake()
 
     def named(self) -> tuple[WorkloadInfo, int] | None:
         """For ztunnel's snapshot: whom to serve and where, if the pod is captured."""
@@ -172,6 +175,7 @@ class PodKeeper:
             match backend.standing(self._open(), self.capture):
                 case Standing.CAPTURED | Standing.DAMAGED:
                     self.state, self._served = State.ENROLLED, True
+                    self._recalled = True
                 case Standing.DRAINING:
                     self.state = State.DRAINING
                 case Standing.CLOSED:
@@ -370,11 +374,15 @@ class PodKeeper:
     async def _mend(self, asked: bool) -> None:
         """It is enrolled as it should be; make sure of the rules and say so."""
         try:
-            await trio.to_thread.run_sync(backend.install, self._open(), pod_capture.capture_of(self.pod))
+            netns = self._open()
+            await trio.to_thread.run_sync(backend.install, netns, self.capture)
+            if self._recalled:
+                older = await trio.to_thread.run_sync(sockets.past_the_proxy, netns, self.capture)
+                self.existing, self._recalled = Existing(kept=older), False
         except (OSError, AmbientError) as exc:
             log.error("the rules of %s cannot be mended: %s", self.pod.uid, exc)
         if asked:
-            self._report()
+            self._report(existing=self.existing)
 
     async def _release(self, started: float) -> None:
         try:

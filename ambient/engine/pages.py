@@ -1,5 +1,7 @@
 """The few GETs of an operator: metrics, readiness, dumps. HTTP/1.1, one answer a connection.
 
+Floor 2.
+
 Under trio and not in the reactor, because nobody measures these; bounded in size, time and number,
 because 15020 and 15021 can be reached by anybody.
 """

@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from ztunnel.http import MAX_HEADER_BYTES, Answer, answer, encode_answer, serve
+from ambient.engine.pages import MAX_HEADER_BYTES, Answer, answer, encode_answer, serve
 
 ROUTES = {"/x": lambda: Answer(200, "hello\n")}
 
@@ -79,7 +79,7 @@ async def test_over_a_real_socket() -> None:
 
 async def test_a_slow_client_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """Anybody may connect; nobody may stay."""
-    monkeypatch.setattr("ztunnel.http.HEADER_SECONDS", 0.02)
+    monkeypatch.setattr("ambient.engine.pages.HEADER_SECONDS", 0.02)
     sock = listening()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve, sock, ROUTES)
