@@ -30,6 +30,8 @@ ADD_DEADLINE = 17.0
 # How long a request waits for a ztunnel that is not there; picked, not measured.
 CONNECT_DEADLINE = 10.0
 BACKLOG = 8
+# How often it is looked whether ztunnels can still find us; picked, not measured.
+PATH_SECONDS = 1.0
 
 Named: TypeAlias = tuple[WorkloadInfo, int]
 
@@ -77,8 +79,15 @@ class ZdsServer:
             async with trio.open_nursery() as nursery:
                 task_status.started()
                 while True:
-                    sock, _ = await listener.accept()
-                    nursery.start_soon(self._serve, sock)
+                    with trio.move_on_after(PATH_SECONDS):
+                        sock, _ = await listener.accept()
+                        nursery.start_soon(self._serve, sock)
+                        continue
+                    # Gone, not replaced: whoever has put another one there is not to be fought.
+                    if not os.path.lexists(self._path):
+                        log.warning("%s is gone; listening there again", self._path)
+                        listener.close()
+                        listener = _listen(self._path)
         finally:
             listener.close()
             Path(self._path).unlink(missing_ok=True)
