@@ -80,6 +80,7 @@ class PodKeeper:
     Attributes:
         pod: What control said last.
         state: Where it stands.
+        opened: How often it opened a namespace.
         existing: Connections older than its capture; attestation takes off those that have ended.
     """
 
@@ -89,6 +90,7 @@ class PodKeeper:
         self.existing = Existing()
         self._around = around
         self._netns: int | None = None
+        self.opened = 0
         self._served = False
         self._drained = False
         self._gone = False
@@ -427,6 +429,7 @@ class PodKeeper:
         if self._netns is None:
             try:
                 self._netns = open_netns(self.pod.netns)
+                self.opened += 1
             except OSError as exc:
                 raise ConfigError(f"no network namespace {self.pod.netns!r}: {exc.strerror}") from exc
         return self._netns
