@@ -30,7 +30,7 @@ from ambient.control.waypoints_plan import Waypoint, is_waypoint, waypoint_of
 from ambient.errors import ConfigError
 from ambient.model.addressing import NETNS, AddressPlan
 from ambient.model.authorization import Security, convert
-from ambient.model.enrollment import Mode, desired_mode
+from ambient.model.enrollment import Mode, desired_mode, dns_capture
 from ambient.model.identity import SpiffeId
 from ambient.pki.authority import Issued
 from ambient.wire.values import to_wire
@@ -370,4 +370,5 @@ def _node_pod(pod: Pod) -> NodePod:
         netns=pod.status.netns,
         mode="ambient" if pod.capture.captured else "none",
         existing=pod.existing,
+        dns_capture=dns_capture(pod.spec.annotations),
     )

@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -39,6 +39,7 @@ class Settings:
         zds_path: Where ztunnel finds it.
         dns_addresses: What the name server listens on; none switches it off.
         dns_upstreams: Name servers for names outside the cluster.
+        dns_capture: Whether pods' lookups may be sent to their proxy; false overrules every pod.
         services: Whether virtual addresses are translated here (``loopback`` has nothing to translate).
     """
 
@@ -46,6 +47,7 @@ class Settings:
     zds_path: str
     dns_addresses: tuple[str, ...] = NETNS.dns
     dns_upstreams: tuple[str, ...] = ()
+    dns_capture: bool = True
     services: bool = True
 
 
@@ -62,6 +64,8 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
         node=environment["NODE_NAME"],
         zds_path=environment["INPOD_UDS"],
         dns_upstreams=tuple(environment.get("AMBIENT_DNS_UPSTREAMS", "").split()),
+        # The name and the meaning that ztunnel gives it: the two must agree.
+        dns_capture=environment.get("ISTIO_META_DNS_CAPTURE", "true").lower() == "true",
     )
 
 
@@ -116,7 +120,8 @@ class Agent:
     def _pods_named(self, pods: tuple[NodePod, ...]) -> None:
         """Control's full list of this node's pods."""
         assert self._nursery is not None
-        named = {pod.uid: pod for pod in pods}
+        allowed = self._settings.dns_capture
+        named = {pod.uid: pod if allowed else replace(pod, dns_capture=False) for pod in pods}
         for uid in self._pods.keys() - named.keys():
             self._pods.pop(uid).gone()
         for uid, pod in named.items():
