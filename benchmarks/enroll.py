@@ -2,9 +2,9 @@
 
     python benchmarks/enroll.py -o json [--cycles 50] [--cni builtin] [--rules ambient,istio-published]
 
-Every row runs in namespaces of its own, which end with it, with real daemons (control, agents, ztunnels) and bare
-pods. Rules and order of removal are the only difference between rows: the proxy, the agent and the control plane
-are the same.
+Every row runs in namespaces of its own, which end with it, with real daemons (control, agents, ztunnels) and
+bare pods. Rules and order of removal are the only difference between rows: the proxy, the agent and the
+control plane are the same.
 """
 
 from __future__ import annotations

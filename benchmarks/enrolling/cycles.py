@@ -1,9 +1,9 @@
 """Cycles of enrollment and its end under traffic: one row of the result.
 
 Three pods of a namespace that goes in and out, on two nodes, and one that never does. New connections run in
-every direction between them and to and from the outsider, IPv4 and IPv6; 32 long ones are older than every rule,
-and 32 more are opened through the proxies and kept over the ends of enrollments, until a fresh 32 take
-their place.
+every direction between them and to and from the outsider, IPv4 and IPv6; 32 long ones are older than every
+rule, and 32 more are opened through the proxies and kept over the ends of enrollments, until a fresh 32
+take their place.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ async def _left(mesh: Fabric, before: Counter[str]) -> dict[str, int]:
     """What has not gone when everything had time to go."""
     left: dict[str, int] = {}
     with trio.move_on_after(DEADLINE):
-        while left := leaked(before, _holdings(mesh)):
+        while left := leaked(before, _holdings(mesh)):  # noqa: ASYNC110 - the kernel rings no bell.
             await trio.sleep(0.5)
     return left
 

@@ -1,7 +1,7 @@
 """A mesh of real daemons around bare pods: the supervisor's part, played without a supervisor.
 
-``python -m ambient.control``, and per node an agent and ``python -m ztunnel``, as the fabric starts them. A pod
-here is a wired network namespace and nothing else, so that a thousand fit on a small machine.
+``python -m ambient.control``, and per node an agent and ``python -m ztunnel``, as the fabric starts them. A
+pod here is a wired network namespace and nothing else, so that a thousand fit on a small machine.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class Flow:
 
 
 def message(connection: int, number: int) -> bytes:
-    """The bytes that a connection sends as its *number*-th: no two are alike, so a lost or doubled one shows."""
+    """What a connection sends as its *number*-th: no two are alike, so a lost or doubled one shows."""
     head = connection.to_bytes(4, "big") + number.to_bytes(4, "big")
     return head * (MESSAGE_BYTES // len(head))
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.enrolling.probe <netns fd>     # "watch ADDRESS" a line; the time as the answer
 
-Asks for a port on which nothing listens. Refused means that the pod's own kernel answered; connected, that the
-rules of enrollment led to the proxy.
+Asks for a port on which nothing listens. Refused means that the pod's own kernel answered; connected, that
+the rules of enrollment led to the proxy.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ def is_captured(netns: int, address: str) -> bool:
             sock.connect((address, PORT))
         except (ConnectionRefusedError, TimeoutError):
             return False
+        except ConnectionResetError:
+            pass  # Connected, and told by the proxy that the pod has no such port.
         return True
 
 
