@@ -31,6 +31,7 @@ from ambient.errors import ConfigError
 from ambient.model.addressing import NETNS, AddressPlan
 from ambient.model.authorization import Security, convert
 from ambient.model.enrollment import Mode, desired_mode, dns_capture
+from ambient.model.exclusions import exclusions_of
 from ambient.model.identity import SpiffeId
 from ambient.pki.authority import Issued
 from ambient.wire.values import to_wire
@@ -371,4 +372,5 @@ def _node_pod(pod: Pod) -> NodePod:
         mode="ambient" if pod.capture.captured else "none",
         existing=pod.existing,
         dns_capture=dns_capture(pod.spec.annotations),
+        exclusions=exclusions_of(pod.spec.annotations),
     )
