@@ -31,6 +31,7 @@ from ambient.errors import ConfigError
 from ambient.model.addressing import NETNS, AddressPlan
 from ambient.model.authorization import Security, convert
 from ambient.model.enrollment import Mode, desired_mode
+from ambient.model.exclusions import exclusions_of
 from ambient.model.identity import SpiffeId
 from ambient.pki.authority import Issued
 from ambient.wire.values import to_wire
@@ -370,4 +371,5 @@ def _node_pod(pod: Pod) -> NodePod:
         netns=pod.status.netns,
         mode="ambient" if pod.capture.captured else "none",
         existing=pod.existing,
+        exclusions=exclusions_of(pod.spec.annotations),
     )

@@ -34,7 +34,7 @@ def check(netns: int, ztunnels: frozenset[int]) -> None:
 
 def capture_of(pod: NodePod) -> Capture:
     """What of *pod* is captured."""
-    return Capture(dns=pod.dns_capture)
+    return Capture(dns=pod.dns_capture, exclusions=pod.exclusions)
 
 
 def install(netns: int, pod: NodePod) -> int:
