@@ -50,7 +50,8 @@ def _row(options: argparse.Namespace, rules: str, order: str) -> dict[str, Any]:
 def _alone(options: argparse.Namespace, measure: Callable[..., Any]) -> dict[str, Any]:
     """Measure in namespaces that end with it."""
     with tempfile.TemporaryDirectory(prefix="ambient-enroll-") as directory:
-        made = functools.partial(measure, Path(directory, "run"), cni=options.cni, wire=WIRES[options.cni])
+        run_dir = Path(options.keep or directory, "run")
+        made = functools.partial(measure, run_dir, cni=options.cni, wire=WIRES[options.cni])
         row: dict[str, Any] = isolated(functools.partial(trio.run, made), rootless=options.rootless)
     return row
 
@@ -78,6 +79,7 @@ def _options() -> argparse.ArgumentParser:
         type=lambda text: [int(each) for each in text.split(",")],
         help="measure how fast so many pods are enrolled, instead of cycles under traffic",
     )
+    parser.add_argument("--keep", metavar="DIR", help="have the logs of (one) row stay there")
     parser.add_argument(
         "--rootless", action="store_true", default=os.geteuid() != 0, help="in a user namespace, even as root"
     )

@@ -122,7 +122,7 @@ class Traffic:
     def _note(self, client: Client) -> None:
         self.lost_bytes += client.lost_bytes
         if client.failure:
-            why = f"{client.flow.name}: {client.failure}"
+            why = f"{client.flow.name}: {client.failure}, {client.stage}"
             self.reasons[why] = self.reasons.get(why, 0) + 1
 
 
