@@ -46,6 +46,8 @@ class Settings:
     Attributes:
         inpod_uds: The node agent's ZDS socket.
         drain_seconds: How long connections may live on after SIGTERM.
+        snapshot_path: Where the mesh is kept for the next process; "" for nowhere.
+        ready_fd: Told when this process serves, by whoever started it; -1 for nobody.
         ignored: Names that were set and are not honoured, for one warning.
     """
 
@@ -55,6 +57,8 @@ class Settings:
     json_log: bool = False
     response_baggage: bool = True
     drain_seconds: float = DEFAULT_DRAIN_SECONDS
+    snapshot_path: str = ""
+    ready_fd: int = -1
     ignored: tuple[str, ...] = ()
 
 
@@ -73,6 +77,8 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
             environ, "ENABLE_RESPONSE_BAGGAGE", {"": True, "true": True, "false": False}
         ),
         drain_seconds=drain_deadline(environ),
+        snapshot_path=environ.get("AMBIENT_MESH_SNAPSHOT", ""),
+        ready_fd=_descriptor(environ, "AMBIENT_READY_FD"),
         ignored=tuple(name for name in NOT_HONOURED if environ.get(name)),
     )
 
@@ -100,6 +106,13 @@ def _seconds(name: str, text: str) -> float:
     if not 0 <= seconds < 1e6:
         raise ConfigError(f"{name} is not a number of seconds: {text!r}")
     return seconds
+
+
+def _descriptor(environ: Mapping[str, str], name: str) -> int:
+    text = environ.get(name, "")
+    if text and not (text.isascii() and text.isdigit()):
+        raise ConfigError(f"{name} is {text!r}, must be the number of a descriptor")
+    return int(text) if text else -1
 
 
 def _choice(environ: Mapping[str, str], name: str, meanings: dict[str, bool]) -> bool:
