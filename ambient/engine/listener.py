@@ -51,6 +51,10 @@ class Listener:
         name = self._sock.getsockname()
         return str(name[0]), int(name[1])
 
+    def fileno(self) -> int:
+        """The socket's descriptor, for whoever is to hold it over our end; -1 when closed."""
+        return self._sock.fileno()
+
     def accept_pending(self) -> int:
         """Accept everything that is in the queue now; for emptying it before ``close``."""
         accepted = 0
