@@ -254,12 +254,19 @@ class SocketChannel:
 
     def write_parts(self, parts: list[memoryview], total: int) -> None:
         """``write`` of several slices with one system call."""
-        if self._out or self._sock is None or self._eof_wanted:
+        sock = self._sock
+        if self._out or sock is None or self._eof_wanted:
             for part in parts:
                 self.write(part)
             return
         self.bytes_out += total
-        sent = self._send(parts)
+        try:
+            sent = sock.send(parts[0]) if len(parts) == 1 else sock.sendmsg(parts[:MAX_SLICES])
+        except BlockingIOError:
+            sent = 0
+        except OSError as exc:
+            self._finish(exc)
+            return
         if sent < total:
             for part in parts:
                 if sent < len(part):
@@ -326,6 +333,23 @@ class SocketChannel:
     # Events ------------------------------------------------------------------------------------
 
     def _on_event(self, events: int) -> None:
+        if events == IN and self._pump is not None and self._mask & IN:
+            # The usual event of a relay's plain side.
+            assert self._sock is not None
+            try:
+                size = self._pump(self._sock)
+            except BlockingIOError:
+                return
+            except OSError as exc:
+                self._finish(exc)
+                return
+            if size > 0:
+                self.bytes_in += size
+            elif size == 0:
+                self._ended_in()
+            else:
+                self.pause()
+            return
         if events & OUT:
             self._write_out()
         if events & (IN | HANG_UP) and self._sock is not None:

@@ -91,7 +91,8 @@ class Reactor:
             that read it returns.
         plain_buffer: The same for what TLS decrypts.
         frame_buffer: The same for what is framed in place, with room for a frame header in front;
-            ``frame_slots`` are its TLS records, each less the room for its own frame header.
+            ``frame_payload`` is it without that room, ``frame_slots`` are its TLS records, each less the
+            room for its own frame header.
         windows: What all tunnels of the process may be made to hold beyond their first windows.
         on_failure: Told of every exception that ended one connection; the daemon logs it.
     """
@@ -110,6 +111,7 @@ class Reactor:
         self.read_buffer = memoryview(bytearray(READ_BYTES))
         self.plain_buffer = memoryview(bytearray(READ_BYTES))
         self.frame_buffer = memoryview(bytearray(READ_BYTES + SLOT_HEADROOM))
+        self.frame_payload = self.frame_buffer[SLOT_HEADROOM:]
         self.frame_slots = [
             self.frame_buffer[start + SLOT_HEADROOM : start + SLOT_BYTES]
             for start in range(0, READ_BYTES, SLOT_BYTES)
