@@ -143,6 +143,12 @@ def listen_in(
 
 def plain_address(address: tuple[object, ...]) -> tuple[str, int]:
     """(canonical ip, port) of a socket address; an IPv4-mapped one becomes IPv4."""
+    host, port = address[0], address[1]
+    if isinstance(host, str) and isinstance(port, int):
+        # The kernel's own spelling is canonical for IPv4, also where an IPv6 socket shows it mapped.
+        plain = host.removeprefix("::ffff:")
+        if ":" not in plain and "." in plain:
+            return plain, port
     parsed = ip_address(str(address[0]).partition("%")[0])
     if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is not None:
         parsed = parsed.ipv4_mapped

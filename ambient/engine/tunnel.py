@@ -276,7 +276,8 @@ class TunnelConnection:
             elif (react := handlers.get(type(event))) is not None:
                 react(event)
         if not self.closed:
-            self.push()
+            if self.wire.has_output:
+                self.push()
             if self.wire.closing:
                 self._close_if_drained()
 

@@ -222,13 +222,17 @@ class PoolPlan:
 
     def _serve(self, key: PoolKey, group: _Group) -> list[Instruction]:
         found: list[Instruction] = []
+        if not group.waiting:
+            return found
         for number, entry in group.connections.items():
             while group.waiting and self._room(entry) > 0:
                 entry.streams += 1
                 found.append(Assign(group.waiting.popleft(), number, entry.used))
                 entry.used = True
+            if not group.waiting:
+                return found
         opening = sum(not each.connected and not each.retired for each in group.connections.values())
-        if group.waiting and not opening:
+        if not opening:
             found.append(self._open(key, group))
         return found
 
