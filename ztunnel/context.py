@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -33,7 +32,7 @@ class OpenConnections:
 
     def __init__(self) -> None:
         self._open: dict[ProxiedConnection, None] = {}
-        self._peers: Counter[Address] = Counter()
+        self._peers: dict[Address, int] = {}
         self.on_empty: Callable[[], None] | None = None
 
     def __len__(self) -> int:
@@ -45,14 +44,18 @@ class OpenConnections:
     def add(self, connection: ProxiedConnection) -> None:
         """Take part until ``discard``."""
         self._open[connection] = None
-        self._peers[connection.source] += 1
+        peers, source = self._peers, connection.source
+        peers[source] = peers.get(source, 0) + 1
 
     def discard(self, connection: ProxiedConnection) -> None:
         """It has ended; tells ``on_empty`` if it was the last."""
         del self._open[connection]
-        self._peers[connection.source] -= 1
-        if not self._peers[connection.source]:
-            del self._peers[connection.source]
+        peers, source = self._peers, connection.source
+        left = peers[source] - 1
+        if left:
+            peers[source] = left
+        else:
+            del peers[source]
         if not self._open and self.on_empty is not None:
             self.on_empty()
 

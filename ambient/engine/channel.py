@@ -380,10 +380,11 @@ class SocketChannel:
 
     def _ended_in(self) -> None:
         self._eof_in = True
-        self._update()
         if not self._closing:
             self._receiver_or_fail().eof_received()
-        self._finish_if_done()
+        # The other direction often ends with this one: then there is nothing left to register for.
+        if not self._finish_if_done():
+            self._update()
 
     def _hung_up(self) -> None:
         """An error, or a hang-up that is not to be read now."""
@@ -448,6 +449,8 @@ class SocketChannel:
     def _shut(self) -> None:
         self._eof_out = True
         assert self._sock is not None
+        if self._eof_in:
+            return  # Both directions have ended: closing it says so too.
         try:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError as exc:
@@ -518,9 +521,10 @@ def _recorded(exc: Exception) -> None:
 
 
 def _address(sock: socket.socket | None, name: str) -> tuple[str, int]:
-    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+    if sock is None:
         return "", 0
     try:
-        return plain_address(getattr(sock, name)())
+        address = getattr(sock, name)()
     except OSError:
         return "", 0
+    return plain_address(address) if isinstance(address, tuple) else ("", 0)

@@ -83,8 +83,12 @@ def socket_in(
         mark: SO_MARK, or None for none; needs CAP_NET_ADMIN.
         transparent: May bind addresses that are not this namespace's own (needs CAP_NET_ADMIN).
     """
-    with in_netns(fd):
-        made = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    kind |= socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+    if fd is None:
+        made = socket.socket(family, kind)
+    else:
+        with in_netns(fd):
+            made = socket.socket(family, kind)
     try:
         if mark is not None:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)

@@ -115,7 +115,9 @@ class PoolPlan:
 
     def request(self, key: PoolKey, request: Hashable, now: float) -> list[Instruction]:
         """*request* wants a stream."""
-        group = self._groups.setdefault(key, _Group())
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = _Group()
         group.waiting.append(request)
         return self._serve(key, group)
 
