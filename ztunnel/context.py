@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from ambient.engine.reactor import Reactor
@@ -12,6 +12,7 @@ from ambient.model.identity import SpiffeId
 from ambient.model.mesh import Mesh
 from ambient.model.workload import Workload
 from ambient.wire.baggage import baggage_of, format_baggage
+from ztunnel.flow import Flow, Remembered
 from ztunnel.journal import Journal
 from ztunnel.network import Address, PodNetwork
 
@@ -71,6 +72,7 @@ class Context:
     Attributes:
         chance: A number in [0, 1), for whatever is left to chance.
         cluster: The cluster's name, in records and baggage.
+        flows: Outbound, by destination workload, address, authority and service.
     """
 
     uid: str
@@ -84,7 +86,11 @@ class Context:
     chance: Callable[[], float]
     cluster: str = "Kubernetes"
     response_baggage: bool = True
+    flows: Remembered[tuple[str, str, str, str], Flow] = field(init=False)
     _baggage: tuple[Workload, str] | None = None
+
+    def __post_init__(self) -> None:
+        self.flows = Remembered(self.mesh)
 
     def baggage(self, me: Workload) -> str:
         """What we say about *me*, worked out once until it changes."""
