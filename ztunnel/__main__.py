@@ -10,6 +10,7 @@ import sys
 import time
 
 from ambient.engine import host
+from ambient.engine.privileges import NODE_DAEMON, keep_only
 from ambient.errors import AmbientError, ConfigError
 from ztunnel.daemon import raise_file_limit, run
 from ztunnel.settings import Settings, read_settings
@@ -70,4 +71,5 @@ def _run(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
+    keep_only(NODE_DAEMON)
     sys.exit(main())
