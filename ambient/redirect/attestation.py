@@ -11,7 +11,6 @@ listeners; some 40 us together.
 from __future__ import annotations
 
 import logging
-import os
 import select
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -285,7 +284,7 @@ class Attestor:
             return Listeners.OURS, ""
         if self._sockets is None:
             # An upgraded ztunnel's listeners may be held by us alone for a moment.
-            self._sockets = evidence.sockets_of((*self._ztunnel.pids(), os.getpid()))
+            self._sockets = evidence.sockets_of((*self._ztunnel.pids(), "self"))
         who, detail = evidence.listeners(found, PROXY_PORTS, self._sockets)
         if who is Listeners.OURS:
             watched.holders = found
