@@ -36,6 +36,7 @@ from ztunnel.mesh_file import MeshFile
 from ztunnel.metrics import TcpMetrics
 from ztunnel.name_server import Names
 from ztunnel.network import NetnsNetwork
+from ztunnel.overload import RefusalLog, watch_memory
 from ztunnel.own_ports import OwnPorts
 from ztunnel.proxies import Around, Proxies
 from ztunnel.settings import ADMIN_PORT, METRICS_PORT, READY_PORT, Settings
@@ -52,6 +53,9 @@ class Daemon:
 
     def __init__(self, reactor: Reactor, settings: Settings, control: socket.socket) -> None:
         self._settings = settings
+        self._headroom = reactor.headroom
+        self._headroom.on_refused = RefusalLog(reactor).refused
+        self._headroom.limit_by_rlimit()
         self._follow = Follow(control)
         self._svids = SvidCache(self._follow)
         self._journal = Journal(reactor, TcpMetrics(settings.cluster), json=settings.json_log)
@@ -95,6 +99,7 @@ class Daemon:
                 nursery.start_soon(self._follow_control)
                 nursery.start_soon(self._svids.run)
                 nursery.start_soon(self._serve_http)
+                nursery.start_soon(watch_memory, self._headroom, self._settings.memory_limit)
                 await self._learn()
                 self._synchronised = True
                 nursery.start_soon(self._keep_what_is_known)
