@@ -26,6 +26,7 @@ from ztunnel.failure import describe, status_of
 from ztunnel.flow import MAX_NAME_BYTES, Arrival, Flow, Remembered
 from ztunnel.metrics import Traffic
 from ztunnel.network import Address, Cancellable
+from ztunnel.overload import OVERLOADED
 
 # Connections of one pod that have not proven who they are (reference/threats.md 4).
 MAX_HANDSHAKES = 1024
@@ -87,6 +88,11 @@ class InboundStream(ProxiedConnection):
 
     def begin(self) -> None:
         """Ask whether the target is ours."""
+        headroom = self.context.reactor.headroom
+        if headroom.tight:
+            headroom.refused("memory")
+            self._refuse(503, OVERLOADED, Flag.CONNECT)
+            return
         me = self.context.me
         if me is None:
             self._refuse(503, "unknown workload", Flag.CONNECT)

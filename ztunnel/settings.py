@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -51,6 +52,7 @@ class Settings:
         dns_upstreams: Whom to ask for names that the mesh does not know; none: this machine's resolv.conf.
         preferred_namespace: Whose services win over others' of the same name, in lookups.
         snapshot_path: Where the mesh is kept for the next process; "" for nowhere.
+        memory_limit: Bytes of resident memory at which new work is refused (from 85 % on); 0 for none.
         ready_fd: Told when this process serves, by whoever started it; -1 for nobody.
         ignored: Names that were set and are not honoured, for one warning.
     """
@@ -65,6 +67,7 @@ class Settings:
     dns_upstreams: tuple[str, ...] = ()
     preferred_namespace: str = ""
     snapshot_path: str = ""
+    memory_limit: int = 0
     ready_fd: int = -1
     ignored: tuple[str, ...] = ()
 
@@ -89,6 +92,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         dns_upstreams=_addresses(environ, "AMBIENT_DNS_UPSTREAMS"),
         preferred_namespace=environ.get("PREFERED_SERVICE_NAMESPACE", ""),
         snapshot_path=environ.get("AMBIENT_MESH_SNAPSHOT", ""),
+        memory_limit=_bytes(environ, "AMBIENT_MEMORY_LIMIT"),
         ready_fd=_descriptor(environ, "AMBIENT_READY_FD"),
         ignored=tuple(name for name in NOT_HONOURED if environ.get(name)),
     )
@@ -124,6 +128,15 @@ def _addresses(environ: Mapping[str, str], name: str) -> tuple[str, ...]:
         return tuple(canonical(text) for text in environ.get(name, "").split())
     except ConfigError as exc:
         raise ConfigError(f"{name}: {exc}") from exc
+
+
+def _bytes(environ: Mapping[str, str], name: str) -> int:
+    """``512Mi`` and its like, as Kubernetes writes them; a plain number is bytes."""
+    text = environ.get(name, "")
+    found = re.fullmatch(r"([0-9]{1,15})(Ki|Mi|Gi|)", text)
+    if text and found is None:
+        raise ConfigError(f"{name} is {text!r}, must be a size such as 512Mi")
+    return int(found[1]) * 1024 ** ("", "Ki", "Mi", "Gi").index(found[2]) if found else 0
 
 
 def _descriptor(environ: Mapping[str, str], name: str) -> int:

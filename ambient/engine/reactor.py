@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Protocol, TypeAlias
 
+from ambient.engine.headroom import Headroom
 from ambient.wire.hbone_budget import WindowBudget
 
 IN = select.EPOLLIN
@@ -94,6 +95,7 @@ class Reactor:
             ``frame_payload`` is it without that room, ``frame_slots`` are its TLS records, each less the
             room for its own frame header.
         windows: What all tunnels of the process may be made to hold beyond their first windows.
+        headroom: What is left of descriptors and memory; without limits until somebody sets them.
         on_failure: Told of every exception that ended one connection; the daemon logs it.
     """
 
@@ -117,6 +119,7 @@ class Reactor:
             for start in range(0, READ_BYTES, SLOT_BYTES)
         ]
         self.windows = WindowBudget()
+        self.headroom = Headroom()
         self.failures: deque[Exception] = deque(maxlen=KEPT_FAILURES)
         self.on_failure: Callable[[Exception], None] | None = None
         self._threadsafe: deque[Callback] = deque()

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import trio
 
 from ambient.engine.follow import Follow
-from ambient.errors import ConfigError
+from ambient.errors import ConfigError, Unavailable
 from ambient.model.addressing import NETNS
 from ambient.model.explain import refuses_strangers
 from ambient.redirect.attestation import Attestor
@@ -106,14 +106,14 @@ class Agent:
         """Serve until SIGTERM or SIGINT; the pods stay as they are.
 
         Raises:
-            Unavailable: control has gone.
+            Unavailable: control has gone before it had said anything.
             OSError: a socket cannot be had.
         """
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 await nursery.start(self._zds.run)
-                nursery.start_soon(self._follow.run)
+                nursery.start_soon(self._follow_control)
                 await self._follow.synchronised()
                 nursery.start_soon(self._attestor.run)
                 if self._settings.services:
@@ -121,6 +121,15 @@ class Agent:
                 nursery.start_soon(self._serve_names)
                 async for _ in signals:
                     nursery.cancel_scope.cancel()
+
+    async def _follow_control(self) -> None:
+        try:
+            await self._follow.run()
+        except* Unavailable as group:
+            if not self._follow.knows:
+                raise Unavailable("control went away before it had said anything") from group
+            # Pods stay enrolled, and what ztunnel's life depends on stays held, until ``ambient down``.
+            log.error("control has gone: no pod can be enrolled or released any more")
 
     async def _serve_names(self) -> None:
         while self._settings.dns_addresses:
