@@ -8,7 +8,7 @@ from ambient.model.address import format_hostport
 from ambient.model.identity import SpiffeId
 from ambient.model.policy import Connection
 from ambient.model.record import AccessRecord, Direction, Flag, Peer
-from ambient.model.workload import Workload
+from ambient.model.workload import HBONE_PORT, Workload
 from ztunnel.context import Context
 from ztunnel.failure import describe, is_ordinary_end
 from ztunnel.metrics import Series, Traffic
@@ -99,6 +99,8 @@ class ProxiedConnection:
         self._finished = True
         if self._series is not None:
             self._add(self._series, requested, responded)
+        if error and self._relay is None:
+            self.context.journal.failed(self.direction.reporter, self._traffic, flag)
         self.context.journal.ended(self._record(error, flag, requested, responded), self._series)
         self.context.open.discard(self)
 
@@ -130,11 +132,15 @@ class ProxiedConnection:
         return self._finished
 
     def dump(self) -> dict[str, str]:
-        """Plain data for people."""
+        """Plain data for people, under ztunnel's names."""
+        destination = format_hostport(*self._destination)
+        hbone = self._hbone_address or self._destination[1] == HBONE_PORT
         return {
             "direction": self.direction.value,
-            "source": format_hostport(*self._source),
-            "destination": self._hbone_address or format_hostport(*self._destination),
+            "protocol": "HBONE" if hbone else "TCP",
+            "src": format_hostport(*self._source),
+            "originalDst": self._hbone_address or destination,
+            "actualDst": destination,
         }
 
     def _relayed(self, counts: RelayCounts) -> None:

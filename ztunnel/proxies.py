@@ -67,6 +67,9 @@ class Proxies:
 
     Args:
         on_drained: Told the uid of a removed workload when nothing of it is left.
+
+    Attributes:
+        started, ended: Proxies since the start of the process.
     """
 
     def __init__(self, around: Around, on_drained: Callable[[str], None] | None = None) -> None:
@@ -76,6 +79,7 @@ class Proxies:
         self._draining: set[WorkloadProxy] = set()
         self._changed = trio.Event()
         self._handshakes_in = self._handshakes_out = 0
+        self.started = self.ended = 0
 
     async def add(self, workload: WorkloadInfo, network: PodNetwork) -> None:
         """Serve *workload* in *network*, with its certificate at hand when this returns.
@@ -93,6 +97,7 @@ class Proxies:
             await self._certified(workload.identity)
             proxy = self._make(workload, network)
             proxy.start()
+            self.started += 1
         except BaseException:
             network.close()
             self._forget_certificate(workload.identity)
@@ -204,6 +209,7 @@ class Proxies:
     def _drained(self, proxy: WorkloadProxy) -> None:
         uid = proxy.context.uid
         self._draining.discard(proxy)
+        self.ended += 1
         ended = proxy.statistics()
         self._handshakes_in += ended.inbound_handshakes
         self._handshakes_out += ended.outbound_handshakes

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ambient.errors import ConfigError
 from ambient.model.address import canonical
+from ztunnel.levels import SCOPES, parse_levels
 
 ADMIN_PORT = 15000
 METRICS_PORT = 15020
@@ -36,7 +37,6 @@ NOT_HONOURED = (
     "TLS12_ENABLED",
     "CRL_PATH",
     "ZTUNNEL_WORKER_THREADS",
-    "RUST_LOG",
 )
 
 
@@ -50,6 +50,8 @@ class Settings:
         dns_capture: Whether pods' lookups are answered on port 15053.
         dns_upstreams: Whom to ask for names that the mesh does not know; none: this machine's resolv.conf.
         preferred_namespace: Whose services win over others' of the same name, in lookups.
+        levels: What is logged, as RUST_LOG says it; scopes that are not ours are left out.
+        admin_uds: A unix socket that answers like port 15000; "" for none.
         ignored: Names that were set and are not honoured, for one warning.
     """
 
@@ -62,6 +64,8 @@ class Settings:
     dns_capture: bool = True
     dns_upstreams: tuple[str, ...] = ()
     preferred_namespace: str = ""
+    levels: str = "info"
+    admin_uds: str = ""
     ignored: tuple[str, ...] = ()
 
 
@@ -84,8 +88,26 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         dns_capture=environ.get("ISTIO_META_DNS_CAPTURE", "true").lower() == "true",
         dns_upstreams=_addresses(environ, "AMBIENT_DNS_UPSTREAMS"),
         preferred_namespace=environ.get("PREFERED_SERVICE_NAMESPACE", ""),
+        levels=own_levels(environ.get("RUST_LOG", "")),
+        admin_uds=environ.get("AMBIENT_ADMIN_UDS", ""),
         ignored=tuple(name for name in NOT_HONOURED if environ.get(name)),
     )
+
+
+def own_levels(rust_log: str) -> str:
+    """The parts of RUST_LOG that mean something here; a scope such as ``h2=off`` does not.
+
+    Raises:
+        ConfigError: a part is no level at all.
+    """
+    parts = [part.strip() for part in rust_log.split(",") if part.strip()]
+    own = [part for part in parts if "=" not in part or part.partition("=")[0] in SCOPES]
+    text = ",".join(own) or "info"
+    try:
+        parse_levels(text)
+    except ConfigError as exc:
+        raise ConfigError(f"RUST_LOG: {exc}") from exc
+    return text
 
 
 def drain_deadline(environ: Mapping[str, str]) -> float:
