@@ -52,6 +52,8 @@ class Settings:
         preferred_namespace: Whose services win over others' of the same name, in lookups.
         levels: What is logged, as RUST_LOG says it; scopes that are not ours are left out.
         admin_uds: A unix socket that answers like port 15000; "" for none.
+        snapshot_path: Where the mesh is kept for the next process; "" for nowhere.
+        ready_fd: Told when this process serves, by whoever started it; -1 for nobody.
         ignored: Names that were set and are not honoured, for one warning.
     """
 
@@ -66,6 +68,8 @@ class Settings:
     preferred_namespace: str = ""
     levels: str = "info"
     admin_uds: str = ""
+    snapshot_path: str = ""
+    ready_fd: int = -1
     ignored: tuple[str, ...] = ()
 
 
@@ -90,6 +94,8 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         preferred_namespace=environ.get("PREFERED_SERVICE_NAMESPACE", ""),
         levels=own_levels(environ.get("RUST_LOG", "")),
         admin_uds=environ.get("AMBIENT_ADMIN_UDS", ""),
+        snapshot_path=environ.get("AMBIENT_MESH_SNAPSHOT", ""),
+        ready_fd=_descriptor(environ, "AMBIENT_READY_FD"),
         ignored=tuple(name for name in NOT_HONOURED if environ.get(name)),
     )
 
@@ -140,6 +146,13 @@ def _addresses(environ: Mapping[str, str], name: str) -> tuple[str, ...]:
         return tuple(canonical(text) for text in environ.get(name, "").split())
     except ConfigError as exc:
         raise ConfigError(f"{name}: {exc}") from exc
+
+
+def _descriptor(environ: Mapping[str, str], name: str) -> int:
+    text = environ.get(name, "")
+    if text and not (text.isascii() and text.isdigit()):
+        raise ConfigError(f"{name} is {text!r}, must be the number of a descriptor")
+    return int(text) if text else -1
 
 
 def _choice(environ: Mapping[str, str], name: str, meanings: dict[str, bool]) -> bool:

@@ -18,6 +18,8 @@ import trio
 from ambient.engine.follow import Follow
 from ambient.errors import ConfigError
 from ambient.model.addressing import NETNS
+from ambient.model.explain import refuses_strangers
+from ambient.redirect.attestation import Attestor
 from ambient.redirect.dns_server import DnsServer
 from ambient.redirect.pod_keeper import Around, PodKeeper
 from ambient.redirect.vips import VirtualAddresses
@@ -83,6 +85,8 @@ class Agent:
         self._vips = VirtualAddresses(self._follow.mesh, settings.node)
         self._dns = DnsServer(lambda: self._follow.mesh, settings.dns_upstreams)
         self._pods: dict[str, PodKeeper] = {}
+        self._attestor = Attestor(self._pods, self._zds)
+        self._around = Around(self._zds, self._follow.report, self._is_strict)
         self._known = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._follow.on_update = self._vips.mesh_changed
@@ -103,6 +107,7 @@ class Agent:
                 await nursery.start(self._zds.run)
                 nursery.start_soon(self._follow.run)
                 await self._follow.synchronised()
+                nursery.start_soon(self._attestor.run)
                 if self._settings.services:
                     nursery.start_soon(self._vips.run)
                 nursery.start_soon(self._serve_names)
@@ -128,10 +133,14 @@ class Agent:
             if uid in self._pods:
                 self._pods[uid].want(pod)
                 continue
-            keeper = self._pods[uid] = PodKeeper(pod, Around(self._zds, self._follow.report))
+            keeper = self._pods[uid] = PodKeeper(pod, self._around)
             keeper.recall()
             self._nursery.start_soon(keeper.run)
         self._known.set()
+
+    def _is_strict(self, uid: str) -> bool:
+        workload = self._follow.mesh.workload(uid)
+        return workload is None or refuses_strangers(self._follow.mesh, workload)
 
     async def _snapshot(self) -> list[Named]:
         await self._known.wait()

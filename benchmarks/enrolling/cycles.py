@@ -20,7 +20,7 @@ from typing import Any
 import trio
 
 from benchmarks.enrolling.children import Child
-from benchmarks.enrolling.fabric import DEADLINE, Fabric, Pod, Wire, fabric
+from benchmarks.enrolling.fabric import DEADLINE, Fabric, Wire, fabric
 from benchmarks.enrolling.leaks import holdings, leaked
 from benchmarks.enrolling.statistics import quantiles
 
@@ -62,8 +62,9 @@ class _Counts:
     groups: int = 0
 
 
-async def run_case(run_dir: Path, case: Case, wire: Wire) -> dict[str, Any]:
-    """Measure *case* in the present (fresh) namespaces; return its row."""
+async def run_case(run_dir: Path, *, wire: Wire, **what: Any) -> dict[str, Any]:
+    """Measure the ``Case`` of *what* in the present (fresh) namespaces; return its row."""
+    case = Case(**what)
     agent = ("-m", "benchmarks.enrolling.agent", case.rules, case.unenroll)
     async with fabric(run_dir, nodes=2, agent=agent, wire=wire) as mesh:
         await mesh.apply(*_manifests(), pods=len(PODS) + len(OUTSIDERS))
@@ -197,6 +198,3 @@ def _pods(namespace: str, placed: dict[str, str]) -> list[dict[str, Any]]:
         }
         for name, node in placed.items()
     ]
-
-
-__all__ = ["Case", "Pod", "run_case"]

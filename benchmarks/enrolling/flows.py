@@ -124,6 +124,13 @@ class Client:
         """What was sent and never came back."""
         return self.sent - self.received
 
+    @property
+    def stage(self) -> str:
+        """How far it came, for whoever looks for the reason of a failure."""
+        if not self.established:
+            return "not connected"
+        return "closing" if self._closing else f"{self.received} of {self.sent} bytes back"
+
     def is_stalled(self, now: float) -> bool:
         """Whether it has waited too long for the other end."""
         waiting = not self.idle or self._closing

@@ -1,9 +1,10 @@
 """Istio's published in-pod rules in our words, to run beside our own under the same proxy.
 
 Facts, not text: chains, matches, marks and order as Istio 1.25 to 1.29 document them for iptables (DNS
-capture off, no exclusions). A match that our vocabulary has only the other way round ("not to 127.0.0.1, redirect")
-is said as an exemption in front ("to 127.0.0.1, accept"), which decides the same for every packet. Two
-things are kinder than the original: IPv4 and IPv6 change together, in one transaction, and so do all chains.
+capture off, no exclusions). A match that our vocabulary has only the other way round ("not to 127.0.0.1,
+redirect") is said as an exemption in front ("to 127.0.0.1, accept"), which decides the same for every packet.
+Two things are kinder than the original: IPv4 and IPv6 change together, in one transaction, and so do all
+chains.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import selectors
-import sys
 import time
 from collections.abc import Iterator
 from itertools import count
@@ -83,14 +82,11 @@ class Traffic:
         """Whether no new connection is under way."""
         return not self._new
 
-    def close_long(self, group: str) -> None:
-        """End the long connections of *group* as a program would: after the last echo."""
+    def close_long(self, group: str) -> bool:
+        """End the long connections of *group* as a program would: after the last echo. Whether all have."""
         for client in self.kept[group]:
             if client.idle:
                 client.close()
-
-    def is_over(self, group: str) -> bool:
-        """Whether every one of *group* has ended."""
         return all(client.over for client in self.kept[group])
 
     def is_open(self, group: str) -> bool:
@@ -126,7 +122,7 @@ class Traffic:
     def _note(self, client: Client) -> None:
         self.lost_bytes += client.lost_bytes
         if client.failure:
-            why = f"{client.flow.name}: {client.failure}"
+            why = f"{client.flow.name}: {client.failure}, {client.stage}"
             self.reasons[why] = self.reasons.get(why, 0) + 1
 
 
@@ -169,7 +165,7 @@ class Desk:
                 traffic.open_long(group, int(number))
                 return lambda: traffic.is_open(group)
             case "close":
-                return lambda: (traffic.close_long(group), traffic.is_over(group))[1]
+                return lambda: traffic.close_long(group)
         return lambda: True
 
     def _answer(self) -> dict[str, Any]:
@@ -185,7 +181,8 @@ class Desk:
 
 def main() -> None:
     """Read the scene, then serve."""
-    scene = json.loads(sys.stdin.buffer.raw.readline())  # type: ignore[attr-defined]
+    with open(0, "rb", buffering=0, closefd=False) as unbuffered:
+        scene = json.loads(unbuffered.readline())
     flows = [Flow(*each) for each in scene["flows"]]
     Desk(Traffic(scene["servers"], flows)).serve()
 

@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 import trio
 
-from ambient.engine.netns import in_netns
 from ambient.model.identity import SpiffeId
 from ambient.model.mesh import Mesh
 from ambient.model.record import Flag
@@ -265,5 +264,3 @@ async def test_quitquitquit_drains_and_ends_the_process(tmp_path: Path) -> None:
         assert posted == (200, b"shutdown now\n")
         assert await process.exited() == 0
         assert "draining" in process.log.read_text()
-        with in_netns(process.node.netns), pytest.raises(OSError):
-            await connect(process.node, "127.0.0.1", 15000)
