@@ -59,6 +59,10 @@ class OutboundConnection(ProxiedConnection):
             self._dialling.cancel()
         self._application.abort()
 
+    def dump(self) -> dict[str, str]:
+        """With the address that the application asked for: a service's, perhaps."""
+        return super().dump() | {"originalDst": format_hostport(*self._target)}
+
     def _decide(self, me: Workload) -> Route:
         return route(self.context.mesh, me, *self._target, self._chance)
 

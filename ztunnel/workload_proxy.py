@@ -170,10 +170,20 @@ class WorkloadProxy:
 
     def dump(self) -> dict[str, object]:
         """Plain data for people."""
+        me, identity = self.context.me, self.context.identity
+        connections: dict[str, list[dict[str, str]]] = {"inbound": [], "outbound": []}
+        for each in self.context.open.all():
+            found = each.dump()
+            connections[found.pop("direction")].append(found)
         return {
-            "state": "draining" if self.draining else "up",
-            "identity": str(self.context.identity),
-            "connections": [each.dump() for each in self.context.open.all()],
+            "state": "Draining" if self.draining else "Up",
+            "connections": connections,
+            "info": {
+                "name": me.name if me is not None else "",
+                "namespace": identity.namespace,
+                "trustDomain": identity.trust_domain,
+                "serviceAccount": identity.service_account,
+            },
             "statistics": asdict(self.statistics()),
         }
 
