@@ -18,6 +18,7 @@ from ztunnel.network import Address, PodNetwork
 
 if TYPE_CHECKING:
     from ztunnel.connection import ProxiedConnection
+    from ztunnel.name_server import Names
 
 
 class Contexts(Protocol):
@@ -68,6 +69,7 @@ class Context:
     Attributes:
         chance: A number in [0, 1), for whatever is left to chance.
         cluster: The cluster's name, in records and baggage.
+        names: What the name server of port 15053 needs; None for no name server.
     """
 
     uid: str
@@ -81,6 +83,7 @@ class Context:
     chance: Callable[[], float]
     cluster: str = "Kubernetes"
     response_baggage: bool = True
+    names: Names | None = None
     _baggage: tuple[Workload, str] | None = None
 
     def baggage(self, me: Workload) -> str:

@@ -12,7 +12,8 @@ import resource
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import trio
 
@@ -23,10 +24,13 @@ from ambient.engine.reactor import Reactor
 from ambient.engine.svids import SvidCache
 from ambient.errors import Unavailable
 from ztunnel.admin import admin_routes, metrics_routes, ready_routes
+from ztunnel.dns_metrics import DnsMetrics
+from ztunnel.dns_plan import nameservers
 from ztunnel.http import serve
 from ztunnel.inpod import AgentFollower
 from ztunnel.journal import Journal
 from ztunnel.metrics import TcpMetrics
+from ztunnel.name_server import Names
 from ztunnel.network import NetnsNetwork
 from ztunnel.proxies import Around, Proxies
 from ztunnel.settings import ADMIN_PORT, METRICS_PORT, READY_PORT, Settings
@@ -51,6 +55,7 @@ class Daemon:
                 chance=random.random,
                 cluster=settings.cluster,
                 response_baggage=settings.response_baggage,
+                names=names(settings),
             )
         )
         self._agent = AgentFollower(
@@ -117,6 +122,18 @@ async def run(reactor: Reactor, settings: Settings) -> None:
         log.warning("%s is set, but this ztunnel does not honour it", name)
     reactor.on_failure = _log_failure
     await Daemon(reactor, settings, control_socket()).run()
+
+
+def names(settings: Settings, resolv_conf: str = "/etc/resolv.conf") -> Names | None:
+    """What the pods' name servers share; None if there are to be none."""
+    if not settings.dns_capture:
+        return None
+    servers = settings.dns_upstreams
+    if not servers:
+        with suppress(OSError):
+            servers = nameservers(Path(resolv_conf).read_text(errors="replace"))
+    metrics = DnsMetrics(settings.cluster)
+    return Names(servers=servers, preferred_namespace=settings.preferred_namespace, metrics=metrics)
 
 
 def raise_file_limit() -> None:

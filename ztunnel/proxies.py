@@ -21,12 +21,15 @@ from ambient.wire.zds import WorkloadInfo
 from ztunnel.connection import DRAINED
 from ztunnel.context import Context, OpenConnections
 from ztunnel.journal import Journal
+from ztunnel.name_server import Names
 from ztunnel.network import PodNetwork
 from ztunnel.workload_proxy import WorkloadProxy
 
 # How long an ``add`` may wait for the control plane to name the workload (ztunnel's figure) and sign for it.
 KNOWN_DEADLINE = 5.0
 CERTIFICATE_DEADLINE = 10.0
+
+NO_NAMES = "its DNS is to be captured, but ISTIO_META_DNS_CAPTURE=false here"
 
 
 class Svids(Protocol):
@@ -56,6 +59,7 @@ class Around:
     chance: Callable[[], float]
     cluster: str = "Kubernetes"
     response_baggage: bool = True
+    names: Names | None = None
 
 
 class Proxies:
@@ -77,11 +81,14 @@ class Proxies:
         """Serve *workload* in *network*, with its certificate at hand when this returns.
 
         Raises:
-            Unavailable: the control plane does not know the workload, or gives it no certificate.
+            Unavailable: the control plane does not know the workload, or gives it no certificate; or its
+                lookups would be captured and nobody answer them.
             OSError: a port is taken. After either, nothing is left behind and *network* is closed.
         """
         proxy: WorkloadProxy | None = None
         try:
+            if workload.dns_capture and self._around.names is None:
+                raise Unavailable(f"{NO_NAMES}: set it alike for the node's agent, or annotate the pod")
             await self._known(workload)
             await self._certified(workload.identity)
             proxy = self._make(workload, network)
@@ -171,6 +178,7 @@ class Proxies:
             chance=around.chance,
             cluster=around.cluster,
             response_baggage=around.response_baggage,
+            names=around.names,
         )
         return WorkloadProxy(context, self._drained)
 

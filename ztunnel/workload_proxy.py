@@ -24,6 +24,7 @@ from ambient.model.workload import HBONE_PORT
 from ztunnel.connection import DRAINED, POLICY_CHANGED
 from ztunnel.context import Context
 from ztunnel.inbound import MAX_HANDSHAKES, InboundHandshake, InboundTunnel
+from ztunnel.name_server import NAMES_PORT, NameServer
 from ztunnel.outbound import OutboundConnection
 from ztunnel.passthrough import PassthroughConnection
 
@@ -60,6 +61,7 @@ class WorkloadProxy:
         self._waiting = 0
         self._policies: tuple[Policy, ...] | None = None
         self._pool = TunnelPool(context.reactor, hbone_dialler(context))
+        self._names = NameServer(context, context.names) if context.names is not None else None
         context.open.on_empty = self._maybe_drained
 
     def start(self) -> None:
@@ -76,6 +78,9 @@ class WorkloadProxy:
                 (HBONE_PORT, self._accepted_hbone),
             ):
                 opened.append((self.context.network.listen(port), accepted))
+            if self._names is not None:
+                port = NAMES_PORT
+                self._names.start()
         except OSError as exc:
             for sock, _ in opened:
                 sock.close()
@@ -96,6 +101,8 @@ class WorkloadProxy:
         for listener in self._listeners:
             listener.accept_pending()
             listener.close()
+        if self._names is not None:
+            self._names.drain(self._maybe_drained)
         self.context.reactor.call_later(GOAWAY_DELAY, self._say_goodbye)
 
     def abort(self, reason: str = DRAINED) -> None:
@@ -103,6 +110,8 @@ class WorkloadProxy:
         self.draining = True
         for listener in self._listeners:
             listener.close()
+        if self._names is not None:
+            self._names.close()
         for connection in self.context.open.all():
             connection.close(reason)
         for tunnel in tuple(self._tunnels):
@@ -186,11 +195,15 @@ class WorkloadProxy:
         self._maybe_drained()
 
     def _maybe_drained(self) -> None:
-        if self.draining and not self.context.open and not self._tunnels:
+        if self.draining and not self._busy():
             self.context.reactor.call_soon(self._drained)
 
+    def _busy(self) -> bool:
+        names = self._names is not None and self._names.open
+        return names or bool(self._tunnels) or len(self.context.open) > 0
+
     def _drained(self) -> None:
-        if self._on_drained is None or len(self.context.open) or self._tunnels:
+        if self._on_drained is None or self._busy():
             return
         on_drained, self._on_drained = self._on_drained, None
         self._pool.close()

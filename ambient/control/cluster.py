@@ -32,7 +32,7 @@ from ambient.control.waypoints_plan import Waypoint
 from ambient.errors import ConfigError
 from ambient.model.addressing import NETNS, AddressPlan
 from ambient.model.authorization import Security
-from ambient.model.enrollment import Mode, desired_mode
+from ambient.model.enrollment import Mode, desired_mode, dns_capture
 from ambient.model.exclusions import exclusions_of
 from ambient.model.identity import SpiffeId
 from ambient.pki.authority import Issued
@@ -410,5 +410,6 @@ def _node_pod(pod: Pod) -> NodePod:
         netns=pod.status.netns,
         mode="ambient" if pod.capture.captured else "none",
         existing=pod.existing,
+        dns_capture=dns_capture(pod.spec.annotations),
         exclusions=exclusions_of(pod.spec.annotations),
     )

@@ -10,6 +10,7 @@ import trio
 
 from ambient.fabric.daemons import Daemon, Keeper
 from ambient.fabric.wiring_plan import NodePlan
+from ambient.model.addressing import NETNS
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +49,10 @@ def daemons(base: Mapping[str, str], run_dir: str, node: Node) -> tuple[Daemon, 
     """The agent and the ztunnel of *node*."""
     os.makedirs(os.path.dirname(zds_path(run_dir, node.name)), exist_ok=True)
     environment = node_environment(base, run_dir, node.plan)
+    # As in a cluster: what the mesh does not know is asked of the cluster's name server.
+    resolving = {"AMBIENT_DNS_UPSTREAMS": " ".join(NETNS.dns)}
 
-    def daemon(role: str, module: str) -> Daemon:
+    def daemon(role: str, module: str, environment: Mapping[str, str]) -> Daemon:
         return Daemon(
             name=f"{role}/{node.name}",
             role=role,
@@ -60,7 +63,10 @@ def daemons(base: Mapping[str, str], run_dir: str, node: Node) -> tuple[Daemon, 
             netns=node.netns,
         )
 
-    return daemon("agent", "ambient.redirect"), daemon("ztunnel", "ztunnel")
+    return (
+        daemon("agent", "ambient.redirect", environment),
+        daemon("ztunnel", "ztunnel", environment | resolving),
+    )
 
 
 async def start_daemons(nursery: trio.Nursery, keeper: Keeper, wanted: tuple[Daemon, ...]) -> None:
