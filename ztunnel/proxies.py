@@ -6,8 +6,10 @@ old connections drain gets a new proxy beside the old one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 import trio
@@ -77,13 +79,21 @@ class Proxies:
         self._changed = trio.Event()
         self._handshakes_in = self._handshakes_out = 0
 
-    async def add(self, workload: WorkloadInfo, network: PodNetwork) -> None:
+    async def add(
+        self,
+        workload: WorkloadInfo,
+        network: PodNetwork,
+        listeners: Mapping[int, socket.socket] = MappingProxyType({}),
+    ) -> None:
         """Serve *workload* in *network*, with its certificate at hand when this returns.
+
+        Args:
+            listeners: What an earlier process listened on there, by port.
 
         Raises:
             Unavailable: the control plane does not know the workload, or gives it no certificate; or its
                 lookups would be captured and nobody answer them.
-            OSError: a port is taken. After either, nothing is left behind and *network* is closed.
+            OSError: a port is taken. After either, nothing is left behind, *network* and *listeners* closed.
         """
         proxy: WorkloadProxy | None = None
         try:
@@ -92,27 +102,45 @@ class Proxies:
             await self._known(workload)
             await self._certified(workload.identity)
             proxy = self._make(workload, network)
-            proxy.start()
+            proxy.start(listeners)
         except BaseException:
             network.close()
+            for sock in listeners.values():
+                sock.close()
             self._forget_certificate(workload.identity)
             raise
         old = self._current.get(workload.uid)
         self._current[workload.uid] = proxy
         if old is not None:
-            await self._retire(old)
+            await self._let_go(old)
 
     async def remove(self, uid: str) -> bool:
         """Let *uid* drain, its ports being free when this returns; False if it was not served."""
         proxy = self._current.pop(uid, None)
         if proxy is None:
             return False
-        await self._retire(proxy)
+        await self._let_go(proxy)
         return True
 
-    async def _retire(self, proxy: WorkloadProxy) -> None:
+    async def _let_go(self, proxy: WorkloadProxy) -> None:
         self._draining.add(proxy)
         await proxy.drain()
+
+    def retire(self) -> None:
+        """Leave every workload to a newer process; what is open goes on for as long as it lasts."""
+        for uid in tuple(self._current):
+            proxy = self._current.pop(uid)
+            self._draining.add(proxy)
+            proxy.retire()
+
+    async def emptied(self) -> None:
+        """Return when nothing is served and nothing is left to drain."""
+        while self._current or self._draining:
+            await self._changed.wait()
+
+    def listeners(self, uid: str) -> list[tuple[int, int]]:
+        """(port, descriptor) of each listener of *uid*, which is served now."""
+        return self._current[uid].listeners()
 
     def running(self) -> frozenset[str]:
         """The uids served now."""

@@ -50,6 +50,8 @@ class Settings:
         dns_capture: Whether pods' lookups are answered on port 15053.
         dns_upstreams: Whom to ask for names that the mesh does not know; none: this machine's resolv.conf.
         preferred_namespace: Whose services win over others' of the same name, in lookups.
+        snapshot_path: Where the mesh is kept for the next process; "" for nowhere.
+        ready_fd: Told when this process serves, by whoever started it; -1 for nobody.
         ignored: Names that were set and are not honoured, for one warning.
     """
 
@@ -62,6 +64,8 @@ class Settings:
     dns_capture: bool = True
     dns_upstreams: tuple[str, ...] = ()
     preferred_namespace: str = ""
+    snapshot_path: str = ""
+    ready_fd: int = -1
     ignored: tuple[str, ...] = ()
 
 
@@ -84,6 +88,8 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         dns_capture=environ.get("ISTIO_META_DNS_CAPTURE", "true").lower() == "true",
         dns_upstreams=_addresses(environ, "AMBIENT_DNS_UPSTREAMS"),
         preferred_namespace=environ.get("PREFERED_SERVICE_NAMESPACE", ""),
+        snapshot_path=environ.get("AMBIENT_MESH_SNAPSHOT", ""),
+        ready_fd=_descriptor(environ, "AMBIENT_READY_FD"),
         ignored=tuple(name for name in NOT_HONOURED if environ.get(name)),
     )
 
@@ -118,6 +124,13 @@ def _addresses(environ: Mapping[str, str], name: str) -> tuple[str, ...]:
         return tuple(canonical(text) for text in environ.get(name, "").split())
     except ConfigError as exc:
         raise ConfigError(f"{name}: {exc}") from exc
+
+
+def _descriptor(environ: Mapping[str, str], name: str) -> int:
+    text = environ.get(name, "")
+    if text and not (text.isascii() and text.isdigit()):
+        raise ConfigError(f"{name} is {text!r}, must be the number of a descriptor")
+    return int(text) if text else -1
 
 
 def _choice(environ: Mapping[str, str], name: str, meanings: dict[str, bool]) -> bool:

@@ -1,14 +1,15 @@
 """The part of ztunnel that serves one workload: three listeners, a pool, and what they opened.
 
-It knows one workload and no node. Its life: ``start`` (all listeners or none), ``drain`` (no new work,
-the old goes on), and at the end of the last connection ``on_drained``; or ``abort`` at any time.
+It knows one workload and no node. Its life: ``start`` (all listeners or none), ``drain`` or ``retire`` (no
+new work, the old goes on), and at the end of the last connection ``on_drained``; or ``abort`` at any time.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 
 import trio
 
@@ -57,7 +58,7 @@ class WorkloadProxy:
         self.handshakes = 0
         self._doors_open = True
         self._on_drained: Callable[[WorkloadProxy], None] | None = on_drained
-        self._listeners: list[Listener] = []
+        self._listeners: dict[int, Listener] = {}
         self._tunnels: set[InboundTunnel] = set()
         self._waiting = 0
         self._policies: tuple[Policy, ...] | None = None
@@ -65,28 +66,37 @@ class WorkloadProxy:
         self._names = NameServer(context, context.names) if context.names is not None else None
         context.open.on_empty = self._maybe_drained
 
-    def start(self) -> None:
+    def start(self, given: Mapping[int, socket.socket] = MappingProxyType({})) -> None:
         """Open every listener.
+
+        Args:
+            given: By port, listeners that an earlier process left; ours to close.
 
         Raises:
             OSError: one of the ports is taken, or the namespace is gone; then none is open.
         """
-        opened: list[tuple[socket.socket, Callable[[socket.socket], None]]] = []
+        opened: dict[int, tuple[socket.socket, Callable[[socket.socket], None]]] = {}
         try:
             for port, accepted in (
                 (OUTBOUND_PORT, self._accepted_outbound),
                 (INBOUND_PLAINTEXT_PORT, self._accepted_plaintext),
                 (HBONE_PORT, self._accepted_hbone),
             ):
-                opened.append((self.context.network.listen(port), accepted))
+                opened[port] = (given.get(port) or self.context.network.listen(port), accepted)
             if self._names is not None:
                 port = NAMES_PORT
                 self._names.start()
         except OSError as exc:
-            for sock, _ in opened:
+            for sock in (*given.values(), *(sock for sock, _ in opened.values())):
                 sock.close()
             raise OSError(exc.errno, f"cannot listen on {port} in the pod: {exc.strerror or exc}") from exc
-        self._listeners = [Listener(self.context.reactor, sock, accepted) for sock, accepted in opened]
+        self._listeners = {
+            port: Listener(self.context.reactor, sock, accepted) for port, (sock, accepted) in opened.items()
+        }
+
+    def listeners(self) -> list[tuple[int, int]]:
+        """(port, descriptor) of each open listener."""
+        return [(port, each.fileno()) for port, each in self._listeners.items() if each.fileno() >= 0]
 
     async def drain(self) -> None:
         """Take what was already knocking, then no more; when this returns the ports are free.
@@ -99,8 +109,21 @@ class WorkloadProxy:
         self._pool.close_where(lambda key: True)
         with trio.CancelScope(shield=True):
             await trio.sleep(KNOCKING_SECONDS)
-        for listener in self._listeners:
+        for listener in self._listeners.values():
             listener.accept_pending()
+            listener.close()
+        self._doors_open = False
+        if self._names is not None:
+            self._names.drain(self._maybe_drained)
+        self.context.reactor.call_later(GOAWAY_DELAY, self._say_goodbye)
+
+    def retire(self) -> None:
+        """Leave the listeners to a newer process, which has them too; what is open goes on."""
+        if self.draining:
+            return
+        self.draining = True
+        self._pool.close_where(lambda key: True)
+        for listener in self._listeners.values():
             listener.close()
         self._doors_open = False
         if self._names is not None:
@@ -111,7 +134,7 @@ class WorkloadProxy:
         """End everything now; each connection gets its record."""
         self.draining = True
         self._doors_open = False
-        for listener in self._listeners:
+        for listener in self._listeners.values():
             listener.close()
         if self._names is not None:
             self._names.close()

@@ -12,7 +12,9 @@ import click
 from ambient.cli.session import DeskGroup
 
 # name -> (module, attribute, one line of help), in the order of istioctl's ztunnel-config.
-COMMANDS: dict[str, tuple[str, str, str]] = {}
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "restart": ("ztunnel_restart", "restart", "Replace a node's ztunnel while it serves."),
+}
 
 
 class Ztunnel(DeskGroup):

@@ -24,9 +24,9 @@ Theory of operation
       |<---------------------------------------|
 
 What ztunnel passes with ``listeners`` (of a workload; of the node itself: uid "") and ``key`` (a sealed
-memfd) the agent only holds, and passes to the next ztunnel within its snapshot, before the ``add`` that
-needs it. When that one has its snapshot, the one before it is told to ``retire``: it accepts no more,
-keeps what it has, and says so in its ``hello`` if it has to dial again.
+memfd) the agent only holds, and passes to the next ztunnel before the ``add`` that needs it. When that one
+has its snapshot, the one before it is told to ``retire``: it accepts no more, keeps what it has, and says
+so in its ``hello`` if it has to dial again.
 
 Until ``snapshot_sent`` ztunnel may not drop a workload that it already serves: the agent may only not
 have named it yet. At that moment whatever was not named is gone, so ``SnapshotSent`` carries all names.
@@ -176,6 +176,8 @@ _TO_ZTUNNEL: dict[tuple[State, str], State] = {
     (State.SNAPSHOT, "snapshot_sent"): State.LIVE,
     (State.LIVE, "add"): State.LIVE,
     (State.LIVE, "del"): State.LIVE,
+    (State.LIVE, "listeners"): State.LIVE,
+    (State.LIVE, "key"): State.LIVE,
     (State.LIVE, "retire"): State.LIVE,
 }
 _TO_AGENT: dict[tuple[State, str], State] = {
@@ -368,12 +370,10 @@ class AgentConnection(_Connection):
 
     def listeners(self, uid: str, ports: Sequence[int]) -> bytes:
         """Pass on the listeners of *uid*; send one descriptor for each of *ports* beside it."""
-        self._require(State.SNAPSHOT)
         return self._request("listeners", uid, _listeners(uid, ports))
 
     def key(self, identity: SpiffeId) -> bytes:
         """Pass on a certificate and its key; send the sealed memfd beside it."""
-        self._require(State.SNAPSHOT)
         return self._request("key", "", {"kind": "key", "identity": str(identity)})
 
     def retire(self) -> bytes:
@@ -407,7 +407,7 @@ class AgentConnection(_Connection):
 
 
 def _require_descriptors(frame: Frame, fds: Sequence[int]) -> None:
-    """As many descriptors as the message is about: one for ``add`` and ``key``, one a port for ``listeners``."""
+    """One descriptor beside ``add`` and ``key``, one a port beside ``listeners``, none beside the rest."""
     ports = frame.get("ports")
     expected = {"add": 1, "key": 1, "listeners": len(ports) if isinstance(ports, list) else -1}
     if len(fds) != expected.get(str(frame["kind"]), 0):

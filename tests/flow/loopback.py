@@ -132,6 +132,14 @@ class TestSvids:
             self._contexts[key] = TlsContext(self._svids[identity], server=server)
         return self._contexts[key]
 
+    def inherit(self, svid: Svid) -> None:
+        """Use *svid* unless there is one."""
+        self._svids.setdefault(svid.identity, svid)
+
+    def held(self, identity: SpiffeId) -> Svid | None:
+        """What is used."""
+        return self._svids.get(identity)
+
     def forget(self, identity: SpiffeId) -> None:
         """Remember that it was asked for."""
         self.forgotten.append(identity)

@@ -65,11 +65,9 @@ scalars = (
 kinds = st.sampled_from(
     ["hello", "add", "del", "snapshot_sent", "ack", "drained", "listeners", "key", "retire", "other"]
 )
+fields = ["uid", "name", "namespace", "service_account", "identity", "dns_capture", "error", "version"]
 almost = st.dictionaries(
-    st.sampled_from(
-        ["uid", "name", "namespace", "service_account", "identity", "dns_capture", "error", "version"]
-        + ["ports", "retired"]
-    ),
+    st.sampled_from([*fields, "ports", "retired"]),
     scalars | st.lists(scalars, max_size=2),
 ).flatmap(lambda frame: kinds.map(lambda kind: msgpack.packb(frame | {"kind": kind})))
 

@@ -84,18 +84,6 @@ def test_a_broken_rule_blames_who_broke_it(frame: dict[str, Any], fds: int, mess
         assert end.state is zds.State.ERROR
 
 
-def test_listeners_are_passed_within_the_snapshot_only() -> None:
-    """Later there is a ztunnel that has them."""
-    agent, ztunnel = ends()
-    packet = agent.listeners("web-1", PORTS)
-    ztunnel.receive_packet(agent.snapshot_sent())
-
-    with pytest.raises(LocalProtocolError):
-        agent.listeners("web-1", PORTS)
-    with pytest.raises(RemoteProtocolError, match="'listeners' is not allowed in LIVE"):
-        ztunnel.receive_packet(packet, FDS)
-
-
 def test_no_more_listeners_than_a_packet_takes() -> None:
     """Our own mistake does not reach the wire."""
     _agent, ztunnel = ends()
