@@ -225,7 +225,7 @@ class WorkloadProxy:
             self.context.reactor.call_soon(self._drained)
 
     def _busy(self) -> bool:
-        """Whether something is open; the doors count, because the last to leave may not be the last to come."""
+        """Whether something is open. The doors count: the last to leave may not be the last to come."""
         names = self._names is not None and self._names.open
         return self._doors_open or names or bool(self._tunnels) or len(self.context.open) > 0
 
