@@ -21,6 +21,7 @@ class Scene:
         self.link, self.sock, self.nursery = link, sock, nursery
         self.wire = ZtunnelConnection()
         self.answers: dict[str, str] = {}
+        self.told = trio.Event()
 
     async def delete(self, uid: str, deadline: float) -> None:
         try:
@@ -28,6 +29,8 @@ class Scene:
         except Unavailable as exc:
             error = str(exc)
         self.answers[uid] = error
+        if len(self.answers) == 3:
+            self.told.set()
 
     async def asked(self) -> None:
         self.wire.receive_packet(await self.sock.recv(5000))
@@ -60,35 +63,32 @@ async def test_nobody_waits_for_the_answers_of_others_before_it_asks() -> None:
         assert here.answers == {}
         for number in range(3):
             await here.sock.send(here.wire.ack(f"{number}"))
-        while len(here.answers) < 3:
-            await trio.sleep(0.001)
+        await here.told.wait()
     assert sorted(here.answers.values()) == ["0", "1", "2"]
 
 
 async def test_who_asks_behind_a_patient_one_is_as_patient() -> None:
     """Acks come in order: it is not this one's fault that there is none yet."""
-    async with scene() as here:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(here.delete, "patient", 5.0)
-            await here.asked()
-            nursery.start_soon(here.delete, "hasty", 0.01)
-            await here.asked()
-            await trio.sleep(0.1)  # Not luck: ten times as long as it would have waited.
-            await here.sock.send(here.wire.ack())
-            await here.sock.send(here.wire.ack())
+    async with scene() as here, trio.open_nursery() as nursery:
+        nursery.start_soon(here.delete, "patient", 5.0)
+        await here.asked()
+        nursery.start_soon(here.delete, "hasty", 0.01)
+        await here.asked()
+        await trio.sleep(0.1)  # Not luck: ten times as long as it would have waited.
+        await here.sock.send(here.wire.ack())
+        await here.sock.send(here.wire.ack())
     assert here.answers == {"patient": "", "hasty": ""}
 
 
 async def test_each_answer_begins_the_wait_anew() -> None:
     """A ztunnel that answers slowly, but answers, is not given up."""
-    async with scene() as here:
-        async with trio.open_nursery() as nursery:
-            for uid in "abcdef":
-                nursery.start_soon(here.delete, uid, 0.5)
-                await here.asked()
-            for _ in "abcdef":
-                await trio.sleep(0.12)
-                await here.sock.send(here.wire.ack())
+    async with scene() as here, trio.open_nursery() as nursery:
+        for uid in "abcde":
+            nursery.start_soon(here.delete, uid, 1.0)
+            await here.asked()
+        for _ in "abcde":
+            await trio.sleep(0.3)
+            await here.sock.send(here.wire.ack())
     assert set(here.answers.values()) == {""}
 
 
