@@ -56,6 +56,7 @@ class WorkloadProxy:
         self.context = context
         self.draining = False
         self.handshakes = 0
+        self._doors_open = True
         self._on_drained: Callable[[WorkloadProxy], None] | None = on_drained
         self._listeners: dict[int, Listener] = {}
         self._tunnels: set[InboundTunnel] = set()
@@ -111,6 +112,7 @@ class WorkloadProxy:
         for listener in self._listeners.values():
             listener.accept_pending()
             listener.close()
+        self._doors_open = False
         if self._names is not None:
             self._names.drain(self._maybe_drained)
         self.context.reactor.call_later(GOAWAY_DELAY, self._say_goodbye)
@@ -123,6 +125,7 @@ class WorkloadProxy:
         self._pool.close_where(lambda key: True)
         for listener in self._listeners.values():
             listener.close()
+        self._doors_open = False
         if self._names is not None:
             self._names.drain(self._maybe_drained)
         self.context.reactor.call_later(GOAWAY_DELAY, self._say_goodbye)
@@ -130,6 +133,7 @@ class WorkloadProxy:
     def abort(self, reason: str = DRAINED) -> None:
         """End everything now; each connection gets its record."""
         self.draining = True
+        self._doors_open = False
         for listener in self._listeners.values():
             listener.close()
         if self._names is not None:
@@ -231,8 +235,9 @@ class WorkloadProxy:
             self.context.reactor.call_soon(self._drained)
 
     def _busy(self) -> bool:
+        """Whether something is open. The doors count: the last to leave may not be the last to come."""
         names = self._names is not None and self._names.open
-        return names or bool(self._tunnels) or len(self.context.open) > 0
+        return self._doors_open or names or bool(self._tunnels) or len(self.context.open) > 0
 
     def _drained(self) -> None:
         if self._on_drained is None or self._busy():
