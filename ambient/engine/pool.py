@@ -118,6 +118,8 @@ class TunnelPool:
     # Obeying the plan ------------------------------------------------------------------------------
 
     def _obey(self, instructions: list[Instruction]) -> None:
+        if not instructions:
+            return
         for instruction in instructions:
             match instruction:
                 case Open(key, connection):

@@ -82,7 +82,7 @@ class TunnelConnection:
         on_request: Server role: called for each CONNECT. None: client role.
         on_closed: Called once, when the connection has ended and all its streams have been told;
             None means properly.
-        on_available: Called whenever a stream ended or the peer allows more: there is room for another.
+        on_available: Called when the peer allows more or fewer streams, or none any more.
         on_rejected: Server role: a request was answered (status, reason) without asking anyone.
         windows: Bounds what stalled readers make us hold; by default the reactor's, so the process's.
 
@@ -248,9 +248,8 @@ class TunnelConnection:
     def stream_gone(self, stream: TunnelStream) -> None:
         """*stream* ended in both directions."""
         self._waiting.pop(stream, None)
-        if self._on_available is not None and not self.closed:
-            self._reactor.call_soon(self._on_available, self.crashed)
-        self._close_if_drained()
+        if self.wire.closing:
+            self._close_if_drained()
 
     # The channel's receiver ----------------------------------------------------------------------
 
