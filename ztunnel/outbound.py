@@ -37,6 +37,8 @@ class OutboundConnection(ProxiedConnection):
     un-enrolled), the connection is routed once more: the application need not know.
     """
 
+    __slots__ = ("_application", "_chance", "_dialling", "_pool", "_route", "_target")
+
     direction = Direction.OUTBOUND
 
     def __init__(self, context: Context, pool: TunnelPool, sock: socket.socket) -> None:
@@ -132,6 +134,8 @@ class OutboundConnection(ProxiedConnection):
             self._connected(result)
 
     def _connected(self, upstream: Channel) -> None:
+        if isinstance(upstream, TunnelStream):
+            upstream.headers = ()  # Nobody reads them, and they would live as long as the connection.
         self.join(self._application, upstream)
 
     def _failed(self, exc: Exception, *, hbone: bool) -> None:

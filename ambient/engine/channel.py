@@ -42,6 +42,9 @@ LINGER_SECONDS = 1.0
 # What a pump returns when it may not read now.
 PUMP_BLOCKED = -1
 
+# Stands for an empty queue: an idle connection has none of its own (one is 0.6 KiB). Never appended to.
+NOTHING: deque[Any] = deque()
+
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -169,7 +172,7 @@ class SocketChannel:
         self._sock: socket.socket | None = sock
         self._fd = sock.fileno()
         self._receiver: Receiver | None = None
-        self._out: deque[Data] = deque()
+        self._out = NOTHING
         self._out_bytes = 0
         self._mask = 0
         self._registered = False
@@ -409,6 +412,8 @@ class SocketChannel:
                 sent -= len(out.popleft())
             if sent:
                 out[0] = memoryview(out[0])[sent:]
+        if not out:
+            self._out = NOTHING
         self._drained()
 
     def _drained(self) -> None:
@@ -437,6 +442,8 @@ class SocketChannel:
     def _queue(self, data: bytes, size: int) -> None:
         if self._sock is None:
             return
+        if self._out is NOTHING:
+            self._out = deque()
         self._out.append(data)
         self._out_bytes += size
         if self._out_bytes > self._high:
@@ -500,7 +507,7 @@ class SocketChannel:
             return
         self._unregister()
         sock.close()
-        self._out.clear()
+        self._out = NOTHING
         self._out_bytes = 0
         self._reason = exc
         self._pump = None
