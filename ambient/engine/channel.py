@@ -335,7 +335,8 @@ class SocketChannel:
 
     # Events ------------------------------------------------------------------------------------
 
-    def _on_event(self, events: int) -> None:
+    def on_event(self, events: int) -> None:
+        """The socket is ready; the reactor calls it."""
         if events == IN and self._pump is not None and self._mask & IN:
             # The usual event of a relay's plain side.
             assert self._sock is not None
@@ -479,7 +480,7 @@ class SocketChannel:
             mask |= OUT
         if not self._registered:
             if mask or reading:
-                self._reactor.add(self._fd, mask, self._on_event, self.crashed)
+                self._reactor.attach(self._fd, mask, self)
                 self._registered = True
         elif mask != self._mask:
             self._reactor.modify(self._fd, mask)
