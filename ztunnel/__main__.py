@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import os
 import sys
 import time
 
-from ambient.engine import host
+from ambient.engine import collector, host
 from ambient.engine.privileges import NODE_DAEMON, keep_only
 from ambient.errors import AmbientError, ConfigError
 from ztunnel.daemon import raise_file_limit, run
@@ -64,9 +63,7 @@ def _log_to_stderr(settings: Settings) -> None:
 
 def _run(settings: Settings) -> None:
     raise_file_limit()
-    # What start-up made stays: the collector need not look at it again.
-    gc.collect()
-    gc.freeze()
+    collector.settle()
     host.run(lambda reactor: run(reactor, settings))
 
 

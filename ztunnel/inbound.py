@@ -39,6 +39,8 @@ class InboundHandshake(ProxiedConnection):
         on_done: Called once, with the verified channel, or with None after a failure.
     """
 
+    __slots__ = ("_on_done", "_socket")
+
     direction = Direction.INBOUND
 
     def __init__(
@@ -77,6 +79,8 @@ class InboundHandshake(ProxiedConnection):
 
 class InboundStream(ProxiedConnection):
     """One CONNECT."""
+
+    __slots__ = ("_dialling", "_request", "_tunnel")
 
     direction = Direction.INBOUND
 
@@ -129,7 +133,10 @@ class InboundStream(ProxiedConnection):
             self._refuse(status_of(result), reason, flag)
             return
         application = SocketChannel(self.context.reactor, result)
-        self.join(self._request.accept(self._response_headers()), application)
+        stream = self._request.accept(self._response_headers())
+        # What was asked is known by now, and would live as long as the connection.
+        stream.headers = self._request.headers = ()
+        self.join(stream, application)
 
     def _response_headers(self) -> Headers:
         me = self.context.me
