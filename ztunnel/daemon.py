@@ -1,33 +1,41 @@
 """The life of the process: follow control and the agent, serve, and leave politely.
 
-Started by the fabric in a node's network namespace, or by anybody who sets the same environment.
+Started by the fabric in a node's network namespace, or by anybody who sets the same environment. It ends
+on SIGTERM, within a deadline; or when a newer ztunnel serves the node and the last connection has ended,
+however long that takes.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+import os
 import random
 import resource
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import trio
 
 from ambient.engine.follow import Follow, control_socket
-from ambient.engine.netns import listen_in
 from ambient.engine.nursery import plain_nursery
 from ambient.engine.reactor import Reactor
 from ambient.engine.svids import SvidCache
 from ambient.errors import Unavailable
 from ztunnel.admin import admin_routes, metrics_routes, ready_routes
-from ztunnel.http import serve
+from ztunnel.dns_metrics import DnsMetrics
+from ztunnel.dns_plan import nameservers
+from ztunnel.handover import Handover
+from ztunnel.http import Routes, serve
 from ztunnel.inpod import AgentFollower
 from ztunnel.journal import Journal
 from ztunnel.metrics import TcpMetrics
+from ztunnel.name_server import Names
 from ztunnel.network import NetnsNetwork
+from ztunnel.own_ports import OwnPorts
 from ztunnel.proxies import Around, Proxies
 from ztunnel.settings import ADMIN_PORT, METRICS_PORT, READY_PORT, Settings
 
@@ -51,22 +59,34 @@ class Daemon:
                 chance=random.random,
                 cluster=settings.cluster,
                 response_baggage=settings.response_baggage,
+                names=names(settings),
             )
         )
+        self._own = OwnPorts({ADMIN_PORT: "127.0.0.1", METRICS_PORT: "", READY_PORT: ""})
         self._agent = AgentFollower(
-            settings.inpod_uds, self._proxies, functools.partial(NetnsNetwork, reactor)
+            settings.inpod_uds,
+            self._proxies,
+            functools.partial(NetnsNetwork, reactor),
+            Handover(self._svids, self._own),
         )
+        self._agent.on_snapshot = self._say_ready
+        self._agent.on_retired = self._retire
+        self._svids.on_renewed = self._agent.renewed
         self._follow.on_update = self._proxies.mesh_changed
         self._synchronised = False
+        self._retired = trio.Event()
+        self._ready_fd = settings.ready_fd
+        self._serving_http = trio.CancelScope()
 
     async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT, or until control has gone; then drain."""
+        """Serve until SIGTERM or SIGINT, or until nothing is left for a retired process to do."""
         with _stop_signals() as stop:
             async with plain_nursery() as nursery:
                 nursery.start_soon(self._watch, stop, nursery.cancel_scope)
+                nursery.start_soon(self._watch_retirement, nursery.cancel_scope)
                 nursery.start_soon(self._follow_control)
                 nursery.start_soon(self._svids.run)
-                self._serve_http(nursery)
+                nursery.start_soon(self._serve_http)
                 await self._follow.synchronised()
                 self._synchronised = True
                 nursery.start_soon(self._agent.run)
@@ -80,6 +100,27 @@ class Daemon:
         await stop.wait()
         await self._finish()
         scope.cancel()
+
+    async def _watch_retirement(self, scope: trio.CancelScope) -> None:
+        await self._retired.wait()
+        await self._proxies.emptied()
+        log.info("retired, and nothing is open any more")
+        self._agent.stop()
+        self._journal.flush()
+        scope.cancel()
+
+    def _retire(self) -> None:
+        """A newer process has the node's ports, too."""
+        self._serving_http.cancel()
+        self._own.release()
+        self._retired.set()
+
+    def _say_ready(self) -> None:
+        fd, self._ready_fd = self._ready_fd, -1
+        if fd >= 0:
+            with suppress(OSError):  # Whoever waited has given up; that is for them to say.
+                os.write(fd, b"ready\n")
+            os.close(fd)
 
     async def _follow_control(self) -> None:
         try:
@@ -96,14 +137,20 @@ class Daemon:
         await self._proxies.drain(self._settings.drain_seconds)
         self._journal.flush()
 
-    def _serve_http(self, nursery: trio.Nursery) -> None:
+    async def _serve_http(self) -> None:
         admin = admin_routes(self._settings, self._follow.mesh, self._proxies, self._svids.statistics)
         metrics = metrics_routes(self._journal.metrics, self._proxies)
         ready = ready_routes(self.pending)
-        local = listen_in(None, ADMIN_PORT, host="127.0.0.1")
-        nursery.start_soon(functools.partial(serve, local, admin, local_only=True))
-        nursery.start_soon(serve, listen_in(None, METRICS_PORT), metrics)
-        nursery.start_soon(serve, listen_in(None, READY_PORT), ready)
+        with self._serving_http:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(functools.partial(self._serve_port, ADMIN_PORT, admin, local_only=True))
+                nursery.start_soon(self._serve_port, METRICS_PORT, metrics)
+                nursery.start_soon(self._serve_port, READY_PORT, ready)
+
+    async def _serve_port(self, port: int, routes: Routes, *, local_only: bool = False) -> None:
+        sock = await self._own.listener(port)
+        self._agent.own_opened()
+        await serve(sock, routes, local_only=local_only)
 
 
 async def run(reactor: Reactor, settings: Settings) -> None:
@@ -117,6 +164,18 @@ async def run(reactor: Reactor, settings: Settings) -> None:
         log.warning("%s is set, but this ztunnel does not honour it", name)
     reactor.on_failure = _log_failure
     await Daemon(reactor, settings, control_socket()).run()
+
+
+def names(settings: Settings, resolv_conf: str = "/etc/resolv.conf") -> Names | None:
+    """What the pods' name servers share; None if there are to be none."""
+    if not settings.dns_capture:
+        return None
+    servers = settings.dns_upstreams
+    if not servers:
+        with suppress(OSError):
+            servers = nameservers(Path(resolv_conf).read_text(errors="replace"))
+    metrics = DnsMetrics(settings.cluster)
+    return Names(servers=servers, preferred_namespace=settings.preferred_namespace, metrics=metrics)
 
 
 def raise_file_limit() -> None:

@@ -23,6 +23,8 @@ from ambient.wire.baggage import parse_forwarded
 from ztunnel.connection import Closed, ProxiedConnection
 from ztunnel.context import Context
 from ztunnel.failure import describe, status_of
+from ztunnel.flow import MAX_NAME_BYTES, Arrival, Flow, Remembered
+from ztunnel.metrics import Traffic
 from ztunnel.network import Address, Cancellable
 
 # Connections of one pod that have not proven who they are (reference/threats.md 4).
@@ -90,14 +92,12 @@ class InboundStream(ProxiedConnection):
             self._refuse(503, "unknown workload", Flag.CONNECT)
             return
         self._request.on_cancelled(self._cancelled)
-        admission = admit(
-            self.context.mesh, me, self._tunnel.pod_ip, self._request.authority, self._tunnel.identity
-        )
-        match admission:
+        arrival = self._tunnel.arrival(me, self._request)
+        match arrival.admission:
             case Rejected(status, reason):
                 self._refuse(status, reason, Flag.CONNECT)
-            case Admitted():
-                self._admitted(me, admission)
+            case Admitted() as target:
+                self._admitted(target, arrival)
 
     def give_up(self, reason: Closed) -> None:
         """Answer it, so that the client need not wait for a deadline."""
@@ -105,22 +105,12 @@ class InboundStream(ProxiedConnection):
             self._dialling.cancel()
         self._request.refuse(403 if reason.flag is Flag.DENY else 503, str(reason))
 
-    def _admitted(self, me: Workload, target: Admitted) -> None:
-        identity = self._tunnel.identity
-        self.attribute(
-            source=self._tunnel.source_workload(),
-            destination=me,
-            address=(self._tunnel.pod_ip, HBONE_PORT),
-            hbone_address=self._request.authority,
-            service=target.service or self._service_meant(me),
-            source_identity=identity,
-            destination_identity=self.context.identity,
-        )
-        self.facts = Connection(identity, self._tunnel.source[0], target.ip, target.port)
-        try:
-            enforce(self.context.mesh.policies_for(me), self.facts)
-        except Denied as exc:
-            self._refuse(403, exc.reason, Flag.DENY)
+    def _admitted(self, target: Admitted, arrival: Arrival) -> None:
+        assert arrival.flow is not None
+        self.attribute_to(arrival.flow)
+        self.facts = arrival.facts
+        if arrival.denial:
+            self._refuse(403, arrival.denial, Flag.DENY)
             return
         self._dialling = self.context.network.dial(
             (target.ip, target.port), self._dialled, source=self._tunnel.source[0], live=self.context.open
@@ -140,14 +130,6 @@ class InboundStream(ProxiedConnection):
         if me is None or not self.context.response_baggage:
             return ()
         return (("baggage", self.context.baggage(me)),)
-
-    def _service_meant(self, me: Workload) -> str:
-        # Only a label in records and metrics, and only if there is such a service: nothing rests on it.
-        for name, value in self._request.headers:
-            if name == "forwarded" and (found := parse_forwarded(value)) and found[1]:
-                service = self.context.mesh.service_by_hostname(found[1], me.namespace)
-                return service.key if service else ""
-        return ""
 
     def _cancelled(self) -> None:
         if self._dialling is not None:
@@ -180,6 +162,7 @@ class InboundTunnel:
         self.pod_ip = channel.local_address[0]
         self._context = context
         self._on_closed = on_closed
+        self._arrivals: Remembered[tuple[str, str], Arrival] = Remembered(context.mesh)
         self._connection = TunnelConnection(
             context.reactor, channel, on_request=self._requested, on_closed=self._closed
         )
@@ -196,6 +179,48 @@ class InboundTunnel:
         """The workload at the peer's address, if that is who the certificate says."""
         found = self._context.mesh.workload_by_address(self.source[0])
         return found if found is not None and found.identity == self.identity else None
+
+    def arrival(self, me: Workload, request: TunnelRequest) -> Arrival:
+        """What becomes of *request*; asked of policy once for each target, until the mesh changes."""
+        forwarded = next((value for name, value in request.headers if name == "forwarded"), "")
+        known = request.authority, forwarded.partition(";")[2]
+        found = self._arrivals.get(known)
+        if found is None:
+            found = self._judge(me, request.authority, forwarded)
+            if len(known[0]) + len(known[1]) <= MAX_NAME_BYTES:
+                self._arrivals.keep(known, found)
+        return found
+
+    def _judge(self, me: Workload, authority: str, forwarded: str) -> Arrival:
+        context = self._context
+        target = admit(context.mesh, me, self.pod_ip, authority, self.identity)
+        if isinstance(target, Rejected):
+            return Arrival(target)
+        service = target.service or self._service_meant(me, forwarded)
+        traffic = Traffic(
+            reporter=Direction.INBOUND.reporter,
+            source=self.source_workload(),
+            destination=me,
+            service=service.partition("/")[2] or service,
+            source_identity=self.identity,
+            destination_identity=context.identity,
+        )
+        flow = Flow(traffic, (self.pod_ip, HBONE_PORT), authority)
+        arrival = Arrival(target, flow, Connection(self.identity, self.source[0], target.ip, target.port))
+        assert arrival.facts is not None
+        try:
+            enforce(context.mesh.policies_for(me), arrival.facts)
+        except Denied as exc:
+            arrival.denial = exc.reason
+        return arrival
+
+    def _service_meant(self, me: Workload, forwarded: str) -> str:
+        # Only a label in records and metrics, and only if there is such a service: nothing rests on it.
+        found = parse_forwarded(forwarded)
+        if not found or not found[1]:
+            return ""
+        service = self._context.mesh.service_by_hostname(found[1], me.namespace)
+        return service.key if service else ""
 
     def _requested(self, request: TunnelRequest) -> None:
         InboundStream(self._context, self, request).begin()

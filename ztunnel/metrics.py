@@ -173,6 +173,12 @@ def _side(prefix: str, workload: Workload | None, identity: SpiffeId | None, clu
     return {f"{prefix}_{label}": value for label, value in zip(_SIDE, values, strict=True)}
 
 
+def side_labels(prefix: str, workload: Workload | None, cluster: str) -> dict[str, str]:
+    """The labels of one end, ``unknown`` where nothing is known."""
+    identity = workload.identity if workload is not None else None
+    return {name: value or UNKNOWN for name, value in _side(prefix, workload, identity, cluster).items()}
+
+
 def _service_name(hostname: str) -> tuple[str, str]:
     match hostname.split("."):
         case [name, namespace, "svc", *_]:

@@ -20,6 +20,8 @@ from ambient.wire.baggage import format_forwarded, format_traceparent
 from ztunnel.connection import Closed, ProxiedConnection
 from ztunnel.context import Context
 from ztunnel.failure import describe, may_go_elsewhere
+from ztunnel.flow import Flow
+from ztunnel.metrics import Traffic
 from ztunnel.network import Address, Cancellable
 
 UNKNOWN_WORKLOAD = "failed to fetch information about local workload"
@@ -77,19 +79,29 @@ class OutboundConnection(ProxiedConnection):
         self._dialling = self.context.network.dial(address, self._dialled)
 
     def _tunnel(self, me: Workload, chosen: Tunnel) -> None:
-        (identity,) = chosen.identities if len(chosen.identities) == 1 else (None,)
-        self.attribute(
-            source=me,
-            destination=self.context.mesh.workload(chosen.workload_uid),
-            address=(chosen.ip, chosen.port),
-            hbone_address=chosen.authority,
-            service=chosen.service,
-            source_identity=self.context.identity,
-            destination_identity=identity,
-        )
-        key = pool_key(self.context, chosen)
+        flow = self._flow_of(me, chosen)
+        self.attribute_to(flow)
+        key = flow.pool_key
+        assert key is not None
         headers = request_headers(self.context.baggage(me), self._source, chosen.service)
         self._pool.open(key, chosen.authority, headers, self._opened)
+
+    def _flow_of(self, me: Workload, chosen: Tunnel) -> Flow:
+        known = chosen.workload_uid, chosen.ip, chosen.authority, chosen.service
+        flow = self.context.flows.get(known)
+        if flow is None:
+            (identity,) = chosen.identities if len(chosen.identities) == 1 else (None,)
+            traffic = Traffic(
+                reporter=self.direction.reporter,
+                source=me,
+                destination=self.context.mesh.workload(chosen.workload_uid),
+                service=chosen.service.partition("/")[2],
+                source_identity=self.context.identity,
+                destination_identity=identity,
+            )
+            flow = Flow(traffic, (chosen.ip, chosen.port), chosen.authority, pool_key(self.context, chosen))
+            self.context.flows.keep(known, flow)
+        return flow
 
     def _dialled(self, result: socket.socket | OSError) -> None:
         self._dialling = None

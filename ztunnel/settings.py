@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ambient.errors import ConfigError
+from ambient.model.address import canonical
 
 ADMIN_PORT = 15000
 METRICS_PORT = 15020
@@ -46,6 +47,11 @@ class Settings:
     Attributes:
         inpod_uds: The node agent's ZDS socket.
         drain_seconds: How long connections may live on after SIGTERM.
+        dns_capture: Whether pods' lookups are answered on port 15053.
+        dns_upstreams: Whom to ask for names that the mesh does not know; none: this machine's resolv.conf.
+        preferred_namespace: Whose services win over others' of the same name, in lookups.
+        snapshot_path: Where the mesh is kept for the next process; "" for nowhere.
+        ready_fd: Told when this process serves, by whoever started it; -1 for nobody.
         ignored: Names that were set and are not honoured, for one warning.
     """
 
@@ -55,6 +61,11 @@ class Settings:
     json_log: bool = False
     response_baggage: bool = True
     drain_seconds: float = DEFAULT_DRAIN_SECONDS
+    dns_capture: bool = True
+    dns_upstreams: tuple[str, ...] = ()
+    preferred_namespace: str = ""
+    snapshot_path: str = ""
+    ready_fd: int = -1
     ignored: tuple[str, ...] = ()
 
 
@@ -73,6 +84,12 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
             environ, "ENABLE_RESPONSE_BAGGAGE", {"": True, "true": True, "false": False}
         ),
         drain_seconds=drain_deadline(environ),
+        # ztunnel: on unless it is set to something that is not true.
+        dns_capture=environ.get("ISTIO_META_DNS_CAPTURE", "true").lower() == "true",
+        dns_upstreams=_addresses(environ, "AMBIENT_DNS_UPSTREAMS"),
+        preferred_namespace=environ.get("PREFERED_SERVICE_NAMESPACE", ""),
+        snapshot_path=environ.get("AMBIENT_MESH_SNAPSHOT", ""),
+        ready_fd=_descriptor(environ, "AMBIENT_READY_FD"),
         ignored=tuple(name for name in NOT_HONOURED if environ.get(name)),
     )
 
@@ -100,6 +117,20 @@ def _seconds(name: str, text: str) -> float:
     if not 0 <= seconds < 1e6:
         raise ConfigError(f"{name} is not a number of seconds: {text!r}")
     return seconds
+
+
+def _addresses(environ: Mapping[str, str], name: str) -> tuple[str, ...]:
+    try:
+        return tuple(canonical(text) for text in environ.get(name, "").split())
+    except ConfigError as exc:
+        raise ConfigError(f"{name}: {exc}") from exc
+
+
+def _descriptor(environ: Mapping[str, str], name: str) -> int:
+    text = environ.get(name, "")
+    if text and not (text.isascii() and text.isdigit()):
+        raise ConfigError(f"{name} is {text!r}, must be the number of a descriptor")
+    return int(text) if text else -1
 
 
 def _choice(environ: Mapping[str, str], name: str, meanings: dict[str, bool]) -> bool:

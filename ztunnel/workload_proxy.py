@@ -1,14 +1,15 @@
 """The part of ztunnel that serves one workload: three listeners, a pool, and what they opened.
 
-It knows one workload and no node. Its life: ``start`` (all listeners or none), ``drain`` (no new work,
-the old goes on), and at the end of the last connection ``on_drained``; or ``abort`` at any time.
+It knows one workload and no node. Its life: ``start`` (all listeners or none), ``drain`` or ``retire`` (no
+new work, the old goes on), and at the end of the last connection ``on_drained``; or ``abort`` at any time.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 
 import trio
 
@@ -24,6 +25,7 @@ from ambient.model.workload import HBONE_PORT
 from ztunnel.connection import DRAINED, POLICY_CHANGED
 from ztunnel.context import Context
 from ztunnel.inbound import MAX_HANDSHAKES, InboundHandshake, InboundTunnel
+from ztunnel.name_server import NAMES_PORT, NameServer
 from ztunnel.outbound import OutboundConnection
 from ztunnel.passthrough import PassthroughConnection
 
@@ -55,32 +57,45 @@ class WorkloadProxy:
         self.draining = False
         self.handshakes = 0
         self._on_drained: Callable[[WorkloadProxy], None] | None = on_drained
-        self._listeners: list[Listener] = []
+        self._listeners: dict[int, Listener] = {}
         self._tunnels: set[InboundTunnel] = set()
         self._waiting = 0
         self._policies: tuple[Policy, ...] | None = None
         self._pool = TunnelPool(context.reactor, hbone_dialler(context))
+        self._names = NameServer(context, context.names) if context.names is not None else None
         context.open.on_empty = self._maybe_drained
 
-    def start(self) -> None:
+    def start(self, given: Mapping[int, socket.socket] = MappingProxyType({})) -> None:
         """Open every listener.
+
+        Args:
+            given: By port, listeners that an earlier process left; ours to close.
 
         Raises:
             OSError: one of the ports is taken, or the namespace is gone; then none is open.
         """
-        opened: list[tuple[socket.socket, Callable[[socket.socket], None]]] = []
+        opened: dict[int, tuple[socket.socket, Callable[[socket.socket], None]]] = {}
         try:
             for port, accepted in (
                 (OUTBOUND_PORT, self._accepted_outbound),
                 (INBOUND_PLAINTEXT_PORT, self._accepted_plaintext),
                 (HBONE_PORT, self._accepted_hbone),
             ):
-                opened.append((self.context.network.listen(port), accepted))
+                opened[port] = (given.get(port) or self.context.network.listen(port), accepted)
+            if self._names is not None:
+                port = NAMES_PORT
+                self._names.start()
         except OSError as exc:
-            for sock, _ in opened:
+            for sock in (*given.values(), *(sock for sock, _ in opened.values())):
                 sock.close()
             raise OSError(exc.errno, f"cannot listen on {port} in the pod: {exc.strerror or exc}") from exc
-        self._listeners = [Listener(self.context.reactor, sock, accepted) for sock, accepted in opened]
+        self._listeners = {
+            port: Listener(self.context.reactor, sock, accepted) for port, (sock, accepted) in opened.items()
+        }
+
+    def listeners(self) -> list[tuple[int, int]]:
+        """(port, descriptor) of each open listener."""
+        return [(port, each.fileno()) for port, each in self._listeners.items() if each.fileno() >= 0]
 
     async def drain(self) -> None:
         """Take what was already knocking, then no more; when this returns the ports are free.
@@ -93,16 +108,32 @@ class WorkloadProxy:
         self._pool.close_where(lambda key: True)
         with trio.CancelScope(shield=True):
             await trio.sleep(KNOCKING_SECONDS)
-        for listener in self._listeners:
+        for listener in self._listeners.values():
             listener.accept_pending()
             listener.close()
+        if self._names is not None:
+            self._names.drain(self._maybe_drained)
+        self.context.reactor.call_later(GOAWAY_DELAY, self._say_goodbye)
+
+    def retire(self) -> None:
+        """Leave the listeners to a newer process, which has them too; what is open goes on."""
+        if self.draining:
+            return
+        self.draining = True
+        self._pool.close_where(lambda key: True)
+        for listener in self._listeners.values():
+            listener.close()
+        if self._names is not None:
+            self._names.drain(self._maybe_drained)
         self.context.reactor.call_later(GOAWAY_DELAY, self._say_goodbye)
 
     def abort(self, reason: str = DRAINED) -> None:
         """End everything now; each connection gets its record."""
         self.draining = True
-        for listener in self._listeners:
+        for listener in self._listeners.values():
             listener.close()
+        if self._names is not None:
+            self._names.close()
         for connection in self.context.open.all():
             connection.close(reason)
         for tunnel in tuple(self._tunnels):
@@ -186,11 +217,15 @@ class WorkloadProxy:
         self._maybe_drained()
 
     def _maybe_drained(self) -> None:
-        if self.draining and not self.context.open and not self._tunnels:
+        if self.draining and not self._busy():
             self.context.reactor.call_soon(self._drained)
 
+    def _busy(self) -> bool:
+        names = self._names is not None and self._names.open
+        return names or bool(self._tunnels) or len(self.context.open) > 0
+
     def _drained(self) -> None:
-        if self._on_drained is None or len(self.context.open) or self._tunnels:
+        if self._on_drained is None or self._busy():
             return
         on_drained, self._on_drained = self._on_drained, None
         self._pool.close()

@@ -117,8 +117,12 @@ class Link:
 
     async def _receive(self) -> None:
         async for data in self._stream:
-            for event in self._end.receive_data(bytes(data)):
+            events = self._end.receive_data(bytes(data))
+            for event in events:
                 self._take(event)
+            if events:
+                self._bell.ring()
+                self._owner.link_changed()
         self._end.receive_data(b"")
 
     def _take(self, event: Greeted | Acked | CertificateAsked | PodReported | Extra) -> None:
@@ -133,8 +137,6 @@ class Link:
                 self._owner.pod_reported(self.peer, report)
             case Extra():
                 log.debug("%s sent %s", self.peer, event.frame.get("kind"))
-        self._bell.ring()
-        self._owner.link_changed()
 
     def _acked(self, nonce: int, error: str) -> None:
         self._unacked.pop(nonce, None)

@@ -43,6 +43,9 @@ class Listener:
         self._timer: Timer | None = None
         self._open = True
         sock.setblocking(False)
+        self._family = int(sock.family)
+        if self._family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # Accepted ones inherit it.
         reactor.add(sock.fileno(), IN, self._on_event, self._crashed)
 
     @property
@@ -50,6 +53,10 @@ class Listener:
         """(ip, port) it listens on."""
         name = self._sock.getsockname()
         return str(name[0]), int(name[1])
+
+    def fileno(self) -> int:
+        """The socket's descriptor, for whoever is to hold it over our end; -1 when closed."""
+        return self._sock.fileno()
 
     def accept_pending(self) -> int:
         """Accept everything that is in the queue now; for emptying it before ``close``."""
@@ -75,7 +82,8 @@ class Listener:
 
     def _accept(self) -> bool:
         try:
-            sock, _ = self._sock.accept()
+            # As socket.accept() does, without its detour over enumerations.
+            fd, _ = self._sock._accept()  # type: ignore[attr-defined]
         except BlockingIOError:
             return False
         except OSError as exc:
@@ -84,10 +92,9 @@ class Listener:
                 return False
             return True
         self._backoff = FIRST_BACKOFF
+        sock = socket.socket(self._family, socket.SOCK_STREAM, 0, fileno=fd)
         try:
             sock.setblocking(False)
-            if sock.family != socket.AF_UNIX:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._on_connection(sock)
         except Exception as exc:
             if not self._reactor.registered(sock.fileno()):

@@ -14,10 +14,10 @@ import heapq
 import itertools
 import os
 import select
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Protocol, TypeAlias
 
 from ambient.wire.hbone_budget import WindowBudget
@@ -91,7 +91,8 @@ class Reactor:
             that read it returns.
         plain_buffer: The same for what TLS decrypts.
         frame_buffer: The same for what is framed in place, with room for a frame header in front;
-            ``frame_slots`` are its TLS records, each less the room for its own frame header.
+            ``frame_payload`` is it without that room, ``frame_slots`` are its TLS records, each less the
+            room for its own frame header.
         windows: What all tunnels of the process may be made to hold beyond their first windows.
         on_failure: Told of every exception that ended one connection; the daemon logs it.
     """
@@ -110,6 +111,7 @@ class Reactor:
         self.read_buffer = memoryview(bytearray(READ_BYTES))
         self.plain_buffer = memoryview(bytearray(READ_BYTES))
         self.frame_buffer = memoryview(bytearray(READ_BYTES + SLOT_HEADROOM))
+        self.frame_payload = self.frame_buffer[SLOT_HEADROOM:]
         self.frame_slots = [
             self.frame_buffer[start + SLOT_HEADROOM : start + SLOT_BYTES]
             for start in range(0, READ_BYTES, SLOT_BYTES)
@@ -156,7 +158,7 @@ class Reactor:
 
     def now(self) -> float:
         """Seconds of the monotonic clock."""
-        return time.monotonic()
+        return monotonic()
 
     def call_later(self, seconds: float, callback: Callback, on_error: ErrorCallback | None = None) -> Timer:
         """Call *callback* once, *seconds* from now, unless the timer is cancelled first."""
@@ -193,14 +195,15 @@ class Reactor:
             except Exception as exc:
                 self._failed(exc, entry[1])
         self._batches += 1
-        if self._timers:
+        if self._timers and self._timers[0][0] <= monotonic():
             self._fire_timers()
         if self._soon:
             self._run_soon()
         # A tunnel's flush makes its TLS channel dirty; more rounds are left to the next batch.
         for _ in range(FLUSH_ROUNDS):
-            if self._dirty:
-                self._flush()
+            if not self._dirty:
+                break
+            self._flush()
 
     def stop(self) -> None:
         """Let ``run`` return after the current batch."""
@@ -240,8 +243,10 @@ class Reactor:
             return 0
         if not self._timers:
             return -1 if timeout is None else timeout
-        due = max(0.0, self._timers[0][0] - self.now())
-        return due if timeout is None else min(due, timeout)
+        due = self._timers[0][0] - monotonic()
+        if due < 0.0:
+            return 0
+        return due if timeout is None or due < timeout else timeout
 
     def _fire_timers(self) -> None:
         now = self.now()

@@ -29,7 +29,7 @@ from ambient.errors import AmbientError, RemoteProtocolError
 from ambient.wire import hbone_events as events
 from ambient.wire.hbone import HboneConnection, Role
 from ambient.wire.hbone_budget import WindowBudget
-from ambient.wire.hbone_events import Stream
+from ambient.wire.hbone_events import DataReceived, Stream
 from ambient.wire.hbone_frames import (
     FRAME_HEADER_BYTES,
     PING_BYTES,
@@ -131,7 +131,6 @@ class TunnelConnection:
         self._pinged = False
         self._goodbye: Timer | None = None
         self._handlers: dict[type, Callable[[Any], None]] = {
-            events.DataReceived: self._on_data,
             events.WindowOpened: self._on_window,
             events.StreamEnded: self._on_ended,
             events.StreamReset: self._on_reset,
@@ -269,9 +268,16 @@ class TunnelConnection:
         for event in happened:
             if self.closed:
                 return
-            handlers[type(event)](event)
+            if type(event) is DataReceived and (owner := event.stream.owner) is not None:
+                try:
+                    owner.take(event.parts, event.total)
+                except Exception as exc:
+                    self._stream_crashed(owner, exc)
+            elif (react := handlers.get(type(event))) is not None:
+                react(event)
         if not self.closed:
-            self.push()
+            if self.wire.has_output:
+                self.push()
             if self.wire.closing:
                 self._close_if_drained()
 
@@ -292,14 +298,6 @@ class TunnelConnection:
         self._end(exc)
 
     # Events ------------------------------------------------------------------------------------
-
-    def _on_data(self, event: events.DataReceived) -> None:
-        owner: TunnelStream | None = event.stream.owner
-        if owner is not None:
-            try:
-                owner.take(event.parts, event.total)
-            except Exception as exc:
-                self._stream_crashed(owner, exc)
 
     def _on_ended(self, event: events.StreamEnded) -> None:
         owner: TunnelStream | None = event.stream.owner

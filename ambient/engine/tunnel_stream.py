@@ -194,6 +194,23 @@ class TunnelStream:
 
     def take(self, parts: list[memoryview], total: int) -> None:
         """DATA arrived."""
+        sink = self._sink
+        if sink is not None and not (self._paused or self._held or self._closing):
+            # The usual way: ``_deliver`` and ``_give_back`` in one; credit only when it comes to something.
+            self.bytes_in += total
+            sink.write_parts(parts, total)
+            stream = self._stream
+            owed = stream.unreturned + self._owed + total
+            if owed * 2 < stream.window and sink.writable:
+                stream.unreturned = owed
+                self._owed = 0
+                return
+            self._owed += total
+            if not sink.writable:
+                self._paused = True
+            else:
+                self._give_back()
+            return
         if self._closing:
             self._owed += total
             self._give_back()
@@ -247,16 +264,15 @@ class TunnelStream:
         """Read from *sock* what the windows allow, straight into frames; see ``set_pump``."""
         connection = self.connection
         wire = connection.wire
-        stream = self._stream
         if self._finished or self._eof_wanted:
             return PUMP_BLOCKED
-        room = wire.sendable(stream)
+        room = wire.sendable(self._stream)
         if self._out or room <= 0 or not connection.channel.writable:
             self._wants_room = True
             connection.wait_for_room(self)
             return PUMP_BLOCKED
         if wire.peer_max_frame >= READ_BYTES:
-            return self._pump_one(sock, min(room, READ_BYTES))
+            return self._pump_one(sock, room if room < READ_BYTES else READ_BYTES)
         if self._bulk and room >= _SLOTS * _SLOT_PAYLOAD_BYTES:
             return self._pump_slots(sock)
         limit = min(room, _SLOT_PAYLOAD_BYTES)
@@ -266,14 +282,17 @@ class TunnelStream:
 
     def _pump_one(self, sock: socket.socket, limit: int) -> int:
         """One recv, one frame."""
-        connection = self.connection
-        frames = connection.frames
-        size = sock.recv_into(frames[FRAME_HEADER_BYTES : FRAME_HEADER_BYTES + limit])
+        reactor = self._reactor
+        size = sock.recv_into(reactor.frame_payload, limit)
         if size:
-            connection.push()
+            connection = self.connection
+            wire = connection.wire
+            if wire.has_output:
+                connection.push()
+            frames = reactor.frame_buffer
             FRAME_HEADER.pack_into(frames, 0, size >> 8, size & 0xFF, 0, 0, self._stream.stream_id)
             connection.channel.write(frames[: FRAME_HEADER_BYTES + size])
-            connection.wire.sent(self._stream, size)
+            wire.sent(self._stream, size)
             self.bytes_out += size
         return size
 

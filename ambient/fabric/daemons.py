@@ -99,19 +99,24 @@ class Keeper:
             stack.enter_context(ours)
             stack.enter_context(theirs)
             # Before its start, so that control knows whom it hears.
-            await self._attach(daemon, ours)
+            try:
+                await self.attach(daemon, ours)
+            except Unavailable:
+                # Without control it could do nothing; what runs already goes on with what it knows.
+                note(f"{daemon.name} cannot start: control is gone")
+                await trio.sleep_forever()
             fds = [theirs.fileno()] if daemon.netns is None else [daemon.netns, theirs.fileno()]
             return await self.init.start(daemon.launch("AMBIENT_CONTROL_FD"), fds)
 
-    async def _attach(self, daemon: Daemon, end: socket.socket) -> None:
-        try:
-            await self.control.call(
-                "attach", fds=[end.fileno()], role=daemon.role, node=daemon.node, pod=daemon.pod
-            )
-        except Unavailable:
-            # Without control it could do nothing; what runs already goes on with what it knows.
-            note(f"{daemon.name} cannot start: control is gone")
-            await trio.sleep_forever()
+    async def attach(self, daemon: Daemon, end: socket.socket) -> None:
+        """Give control its *end* of the line to *daemon*.
+
+        Raises:
+            Unavailable: control has gone.
+        """
+        await self.control.call(
+            "attach", fds=[end.fileno()], role=daemon.role, node=daemon.node, pod=daemon.pod
+        )
 
 
 def note(text: str) -> None:

@@ -15,6 +15,7 @@ from ambient.fabric.daemons import PATIENCE_SECONDS, note
 from ambient.fabric.nodes import Node
 from ambient.fabric.pods import Pods
 from ambient.fabric.table import Table
+from ambient.fabric.ztunnels import ZtunnelKeeper
 
 TIMED_OUT = 124
 DEFAULT_TIMEOUT = 60.0
@@ -22,7 +23,7 @@ DEFAULT_TIMEOUT = 60.0
 
 @dataclass(slots=True)
 class Desk:
-    """The fabric's methods: ``status``, ``wait_ready``, ``restart``, ``down``.
+    """The fabric's methods: ``status``, ``wait_ready``, ``restart``, ``restart_ztunnel``, ``down``.
 
     Args:
         stop: Set to take the mesh down.
@@ -32,6 +33,7 @@ class Desk:
     nodes: Mapping[str, Node]
     table: Table
     pods: Pods
+    ztunnels: Mapping[str, ZtunnelKeeper]
     stop: trio.Event
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -40,6 +42,7 @@ class Desk:
             "status": self.status,
             "wait_ready": self.wait_ready,
             "restart": self.restart,
+            "restart_ztunnel": self.restart_ztunnel,
             "down": self.down,
         }
         await serve_admin(
@@ -92,6 +95,14 @@ class Desk:
             raise AmbientError(f"no {name!r} that can be restarted; see: ambient status")
         await self.pods.keeper.init.stop(entry.process, PATIENCE_SECONDS)
         return {"name": name}
+
+    async def restart_ztunnel(self, call: Call) -> dict[str, Any]:
+        """Replace the ztunnel of ``node`` while it serves; answers when the new one does."""
+        node = str(call.params.get("node", ""))
+        if node not in self.ztunnels:
+            names = ", ".join(self.ztunnels) or "none"
+            raise AmbientError(f"node {node!r} has no ztunnel; nodes that have one: {names}")
+        return await self.ztunnels[node].upgrade()
 
     async def down(self, _call: Call) -> dict[str, Any]:
         """Take the mesh down; init ends, and the run directory with it, after the answer."""

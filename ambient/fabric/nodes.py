@@ -10,6 +10,8 @@ import trio
 
 from ambient.fabric.daemons import Daemon, Keeper
 from ambient.fabric.wiring_plan import NodePlan
+from ambient.fabric.ztunnels import ZtunnelKeeper
+from ambient.model.addressing import NETNS
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,11 @@ def zds_path(run_dir: str, node: str) -> str:
     return f"{run_dir}/nodes/{node}/zds.sock"
 
 
+def snapshot_path(run_dir: str, node: str) -> str:
+    """Where the node's ztunnel keeps what it knows of the mesh, for the next one."""
+    return f"{run_dir}/nodes/{node}/mesh.snapshot"
+
+
 def node_environment(base: Mapping[str, str], run_dir: str, plan: NodePlan) -> dict[str, str]:
     """What every daemon of a node is told."""
     return {
@@ -41,6 +48,7 @@ def node_environment(base: Mapping[str, str], run_dir: str, plan: NodePlan) -> d
         "NODE_NAME": plan.name,
         "AMBIENT_NODE_IP": plan.ip,
         "INPOD_UDS": zds_path(run_dir, plan.name),
+        "AMBIENT_MESH_SNAPSHOT": snapshot_path(run_dir, plan.name),
     }
 
 
@@ -48,8 +56,10 @@ def daemons(base: Mapping[str, str], run_dir: str, node: Node) -> tuple[Daemon, 
     """The agent and the ztunnel of *node*."""
     os.makedirs(os.path.dirname(zds_path(run_dir, node.name)), exist_ok=True)
     environment = node_environment(base, run_dir, node.plan)
+    # As in a cluster: what the mesh does not know is asked of the cluster's name server.
+    resolving = {"AMBIENT_DNS_UPSTREAMS": " ".join(NETNS.dns)}
 
-    def daemon(role: str, module: str) -> Daemon:
+    def daemon(role: str, module: str, environment: Mapping[str, str]) -> Daemon:
         return Daemon(
             name=f"{role}/{node.name}",
             role=role,
@@ -60,11 +70,19 @@ def daemons(base: Mapping[str, str], run_dir: str, node: Node) -> tuple[Daemon, 
             netns=node.netns,
         )
 
-    return daemon("agent", "ambient.redirect"), daemon("ztunnel", "ztunnel")
+    return (
+        daemon("agent", "ambient.redirect", environment),
+        daemon("ztunnel", "ztunnel", environment | resolving),
+    )
 
 
-async def start_daemons(nursery: trio.Nursery, keeper: Keeper, wanted: tuple[Daemon, ...]) -> None:
-    """Keep *wanted* running in *nursery*; return when each has started."""
+async def start_daemons(
+    nursery: trio.Nursery, keeper: Keeper, wanted: Mapping[str, tuple[Daemon, Daemon]]
+) -> dict[str, ZtunnelKeeper]:
+    """Keep the (agent, ztunnel) of each node running in *nursery*; return when all have started."""
+    found = {node: ZtunnelKeeper(keeper, ztunnel) for node, (_, ztunnel) in wanted.items()}
     async with trio.open_nursery() as starting:
-        for daemon in wanted:
-            starting.start_soon(nursery.start, keeper.keep, daemon)
+        for node, (agent, _) in wanted.items():
+            starting.start_soon(nursery.start, keeper.keep, agent)
+            starting.start_soon(nursery.start, found[node].keep)
+    return found

@@ -129,10 +129,13 @@ async def _run(settings: Settings, keeper: Keeper, stop: trio.Event) -> None:
     pods = Pods(keeper, made, settings.run_dir, base, places)
     async with trio.open_nursery() as daemons:
         # XXX: no proxies in the loopback fabric yet; nothing would hand them a connection.
-        for node in made.values() if real else ():
-            await nodes.start_daemons(daemons, keeper, nodes.daemons(base, settings.run_dir, node))
+        ztunnels = await nodes.start_daemons(
+            daemons,
+            keeper,
+            {node.name: nodes.daemons(base, settings.run_dir, node) for node in made.values() if real},
+        )
         async with trio.open_nursery() as serving:
-            answers = desk.Desk(settings.run_dir, made, keeper.table, pods, stop)
+            answers = desk.Desk(settings.run_dir, made, keeper.table, pods, ztunnels, stop)
             await serving.start(answers.serve)
             serving.start_soon(pods.follow, keeper.control)
             with trio.fail_after(CONTROL_SECONDS):

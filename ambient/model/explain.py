@@ -61,6 +61,15 @@ def authz_check(mesh: Mesh, source: Workload, destination: Workload | Service, p
     return replace(refused[0], verdict=replace(verdict, reason=reason))
 
 
+def refuses_strangers(mesh: Mesh, workload: Workload) -> bool:
+    """Whether policy refuses *workload* a connection of which nothing is known but that it has no identity.
+
+    STRICT mutual TLS does; so does a policy that allows only named principals.
+    """
+    nobody = Connection(None, "0.0.0.0", "0.0.0.0", 0)
+    return not decide(mesh.policies_for(workload), nobody).allowed
+
+
 def _address(mesh: Mesh, destination: Workload | Service) -> str:
     """Where a client would connect to: a headless service is the addresses of its endpoints."""
     addresses = destination.addresses

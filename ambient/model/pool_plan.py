@@ -115,7 +115,9 @@ class PoolPlan:
 
     def request(self, key: PoolKey, request: Hashable, now: float) -> list[Instruction]:
         """*request* wants a stream."""
-        group = self._groups.setdefault(key, _Group())
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = _Group()
         group.waiting.append(request)
         return self._serve(key, group)
 
@@ -222,13 +224,17 @@ class PoolPlan:
 
     def _serve(self, key: PoolKey, group: _Group) -> list[Instruction]:
         found: list[Instruction] = []
+        if not group.waiting:
+            return found
         for number, entry in group.connections.items():
             while group.waiting and self._room(entry) > 0:
                 entry.streams += 1
                 found.append(Assign(group.waiting.popleft(), number, entry.used))
                 entry.used = True
+            if not group.waiting:
+                return found
         opening = sum(not each.connected and not each.retired for each in group.connections.values())
-        if group.waiting and not opening:
+        if not opening:
             found.append(self._open(key, group))
         return found
 

@@ -11,13 +11,15 @@ import os
 import signal
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
 from ambient.engine.follow import Follow
 from ambient.errors import ConfigError
 from ambient.model.addressing import NETNS
+from ambient.model.explain import refuses_strangers
+from ambient.redirect.attestation import Attestor
 from ambient.redirect.dns_server import DnsServer
 from ambient.redirect.pod_keeper import Around, PodKeeper
 from ambient.redirect.vips import VirtualAddresses
@@ -39,6 +41,7 @@ class Settings:
         zds_path: Where ztunnel finds it.
         dns_addresses: What the name server listens on; none switches it off.
         dns_upstreams: Name servers for names outside the cluster.
+        dns_capture: Whether pods' lookups may be sent to their proxy; false overrules every pod.
         services: Whether virtual addresses are translated here (``loopback`` has nothing to translate).
     """
 
@@ -46,6 +49,7 @@ class Settings:
     zds_path: str
     dns_addresses: tuple[str, ...] = NETNS.dns
     dns_upstreams: tuple[str, ...] = ()
+    dns_capture: bool = True
     services: bool = True
 
 
@@ -62,6 +66,8 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
         node=environment["NODE_NAME"],
         zds_path=environment["INPOD_UDS"],
         dns_upstreams=tuple(environment.get("AMBIENT_DNS_UPSTREAMS", "").split()),
+        # The name and the meaning that ztunnel gives it: the two must agree.
+        dns_capture=environment.get("ISTIO_META_DNS_CAPTURE", "true").lower() == "true",
     )
 
 
@@ -79,6 +85,8 @@ class Agent:
         self._vips = VirtualAddresses(self._follow.mesh, settings.node)
         self._dns = DnsServer(lambda: self._follow.mesh, settings.dns_upstreams)
         self._pods: dict[str, PodKeeper] = {}
+        self._attestor = Attestor(self._pods, self._zds)
+        self._around = Around(self._zds, self._follow.report, self._is_strict)
         self._known = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._follow.on_update = self._vips.mesh_changed
@@ -99,6 +107,7 @@ class Agent:
                 await nursery.start(self._zds.run)
                 nursery.start_soon(self._follow.run)
                 await self._follow.synchronised()
+                nursery.start_soon(self._attestor.run)
                 if self._settings.services:
                     nursery.start_soon(self._vips.run)
                 nursery.start_soon(self._serve_names)
@@ -116,17 +125,22 @@ class Agent:
     def _pods_named(self, pods: tuple[NodePod, ...]) -> None:
         """Control's full list of this node's pods."""
         assert self._nursery is not None
-        named = {pod.uid: pod for pod in pods}
+        allowed = self._settings.dns_capture
+        named = {pod.uid: pod if allowed else replace(pod, dns_capture=False) for pod in pods}
         for uid in self._pods.keys() - named.keys():
             self._pods.pop(uid).gone()
         for uid, pod in named.items():
             if uid in self._pods:
                 self._pods[uid].want(pod)
                 continue
-            keeper = self._pods[uid] = PodKeeper(pod, Around(self._zds, self._follow.report))
+            keeper = self._pods[uid] = PodKeeper(pod, self._around)
             keeper.recall()
             self._nursery.start_soon(keeper.run)
         self._known.set()
+
+    def _is_strict(self, uid: str) -> bool:
+        workload = self._follow.mesh.workload(uid)
+        return workload is None or refuses_strangers(self._follow.mesh, workload)
 
     async def _snapshot(self) -> list[Named]:
         await self._known.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from ambient.engine.netlink import NetlinkSocket
 from ambient.engine.netns import netns_identity, open_netns
 from ambient.errors import ConfigError
 from ambient.redirect import backend, sockets
@@ -32,9 +33,22 @@ def check(netns: int, ztunnels: frozenset[int]) -> None:
             raise ConfigError(f"port {found.local_port} is taken by {who}")
 
 
+def check_is_home(netns: int, pod: NodePod) -> None:
+    """Refuse a namespace that took the place of the pod's and is not the pod's: a path may be used again.
+
+    Raises:
+        ConfigError: it lacks one of the pod's addresses.
+    """
+    with NetlinkSocket(netns) as nl:
+        there = {each.cidr.partition("/")[0] for each in nl.addresses()}
+    for address in pod.addresses:
+        if address not in there:
+            raise ConfigError(f"the namespace at {pod.netns} is not the pod's: it has no address {address}")
+
+
 def capture_of(pod: NodePod) -> Capture:
     """What of *pod* is captured."""
-    return Capture(dns=pod.dns_capture)
+    return Capture(dns=pod.dns_capture, exclusions=pod.exclusions)
 
 
 def install(netns: int, pod: NodePod) -> int:

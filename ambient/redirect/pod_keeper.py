@@ -4,6 +4,9 @@
     release    rules that capture nothing new -> ztunnel stops listening -> "draining"
                -> ztunnel: the last captured connection ended -> no rules -> "none"
 
+    repair     what attestation found wrong is put right; what cannot be is "lost": not enrolled, tried again
+               from time to time, and meanwhile, if policy refuses plaintext, closed to whoever comes
+
 What is refused leaves nothing behind. Where the pod stands is read from its namespace when the agent
 starts, so an agent may come and go without anybody noticing.
 """
@@ -20,11 +23,13 @@ from typing import Protocol
 
 import trio
 
-from ambient.engine.netns import open_netns
+from ambient.engine.netns import netns_identity, open_netns
 from ambient.errors import AmbientError, ConfigError
 from ambient.model.identity import DEFAULT_TRUST_DOMAIN, SpiffeId
-from ambient.redirect import backend, pod_capture
+from ambient.redirect import backend, evidence, pod_capture
+from ambient.redirect.attestation_plan import GiveUp, Namespace, Repair, What
 from ambient.redirect.backend import Standing
+from ambient.redirect.plan import Capture, closed_plan, drain_plan
 from ambient.wire.xds import NodePod, PodReport
 from ambient.wire.zds import WorkloadInfo
 
@@ -36,6 +41,7 @@ class State(Enum):
 
     NONE = "none"
     ENROLLED = "enrolled"
+    LOST = "lost"
     DRAINING = "draining"
     FAILED = "failed"
 
@@ -62,6 +68,8 @@ class Around:
 
     ztunnel: Ztunnel
     report: Callable[[PodReport], None]
+    # Whether policy lets nobody without an identity into the workload of this uid.
+    is_strict: Callable[[str], bool] = lambda uid: False
 
 
 class PodKeeper:
@@ -81,6 +89,9 @@ class PodKeeper:
         self._drained = False
         self._gone = False
         self._asked = True
+        self._busy = False
+        self._verdict: Repair | GiveUp | None = None
+        self._repairs = 0
         self._changed = trio.Event()
         self._changed.set()
 
@@ -103,7 +114,44 @@ class PodKeeper:
     def refused(self, reason: str) -> None:
         """A ztunnel that came anew cannot serve the captured pod: let go of it rather than swallow it."""
         log.error("%s is captured, and ztunnel cannot serve it: %s", self.pod.uid, reason)
-        self.state = State.DRAINING
+        self.judged(GiveUp(reason))
+
+    # What attestation asks, and does (``attestation.Subject``).
+
+    @property
+    def attestable(self) -> bool:
+        """Whether it is enrolled and nothing is under way."""
+        idle = not self._busy and not self._changed.is_set()
+        return idle and self.state is State.ENROLLED and self._served and self._netns is not None
+
+    @property
+    def lost(self) -> bool:
+        """Whether it is to be enrolled and could not be kept so."""
+        return self.state is State.LOST and not self._busy
+
+    @property
+    def netns(self) -> int:
+        """The descriptor of its namespace; only while it is attestable."""
+        assert self._netns is not None
+        return self._netns
+
+    @property
+    def path(self) -> str:
+        """Where its namespace is found."""
+        return self.pod.netns
+
+    @property
+    def capture(self) -> Capture:
+        """What is captured of it."""
+        return pod_capture.capture_of(self.pod)
+
+    def judged(self, verdict: Repair | GiveUp) -> None:
+        """Put right what is wrong, or admit that it is lost."""
+        self._verdict = verdict
+        self._changed.set()
+
+    def retry(self) -> None:
+        """Try again to enroll a lost pod."""
         self._wake()
 
     def named(self) -> tuple[WorkloadInfo, int] | None:
@@ -115,11 +163,13 @@ class PodKeeper:
     def recall(self) -> None:
         """Read from the kernel where the pod stands; for an agent that has just started."""
         try:
-            match backend.standing(self._open()):
+            match backend.standing(self._open(), self.capture):
                 case Standing.CAPTURED | Standing.DAMAGED:
                     self.state, self._served = State.ENROLLED, True
                 case Standing.DRAINING:
                     self.state = State.DRAINING
+                case Standing.CLOSED:
+                    self.state = State.LOST
                 case Standing.NONE:
                     self.state = State.NONE
         except (OSError, AmbientError) as exc:
@@ -132,12 +182,12 @@ class PodKeeper:
                 await self._changed.wait()
                 self._changed = trio.Event()
                 if not self._gone:
+                    self._busy = True
                     await self._converge()
+                    self._busy = False
             await self._forget()
         finally:
-            if self._netns is not None:
-                os.close(self._netns)
-                self._netns = None
+            self._close()
 
     def _wake(self) -> None:
         self._asked = True
@@ -145,14 +195,19 @@ class PodKeeper:
 
     async def _converge(self) -> None:
         asked, self._asked = self._asked, False
+        verdict, self._verdict = self._verdict, None
         started = trio.current_time()
         match self.pod.mode == "ambient", self.state:
+            case True, State.ENROLLED if verdict is not None:
+                await self._put_right(verdict, started)
             case True, State.ENROLLED:
                 await self._mend(asked)
+            case True, State.LOST:
+                await self._recover(started)
             case True, _:
                 if asked:
                     await self._enroll(started)
-            case False, State.ENROLLED | State.FAILED:
+            case False, State.ENROLLED | State.FAILED | State.LOST:
                 await self._release(started)
             case False, State.DRAINING if self._drained:
                 await self._finish()
@@ -190,12 +245,118 @@ class PodKeeper:
             raise
 
     async def _undo(self, netns: int, was: State) -> None:
-        """Back to where it was: nothing, or draining."""
+        """Back to where it was: nothing, draining, or lost."""
         self._served = False
-        undo = backend.drain if was is State.DRAINING else backend.remove
         with suppress(OSError):
-            await trio.to_thread.run_sync(undo, netns)
+            match was:
+                case State.LOST:
+                    await trio.to_thread.run_sync(self._shut_or_drain, netns, self._is_strict())
+                case State.DRAINING:
+                    await trio.to_thread.run_sync(backend.drain, netns)
+                case _:
+                    await trio.to_thread.run_sync(backend.remove, netns)
         await self._around.ztunnel.delete(self.pod.uid)
+
+    async def _put_right(self, verdict: Repair | GiveUp, started: float) -> None:
+        if isinstance(verdict, GiveUp):
+            await self._lose(verdict.reason)
+            return
+        try:
+            match verdict.what:
+                case What.RULES:
+                    await trio.to_thread.run_sync(backend.install, self._open(), self.capture)
+                case What.LISTENERS:
+                    # It may believe that it listens: forget first.
+                    await self._around.ztunnel.delete(self.pod.uid)
+                    await self._around.ztunnel.add(self._workload(), self._open())
+                case What.NAMESPACE:
+                    await self._move()
+        except (OSError, AmbientError) as exc:
+            await self._lose(f"{verdict.reason}: {exc}")
+            return
+        self._repairs += 1
+        log.info("%s is right again; that was repair %d", self.pod.uid, self._repairs)
+        self._report(started=started)
+
+    async def _move(self) -> None:
+        """Leave the namespace that was the pod's, and enroll the one that is."""
+        await self._around.ztunnel.delete(self.pod.uid)
+        await self._leave()
+        self.state = State.LOST
+        await self._capture(self._home())
+        self.state = State.ENROLLED
+
+    async def _leave(self) -> None:
+        """Let go of the namespace; whatever lives in it is not captured any more."""
+        self._served = False
+        if self._netns is not None:
+            with suppress(OSError):
+                await trio.to_thread.run_sync(backend.remove, self._netns)
+        self._close()
+
+    async def _lose(self, reason: str) -> None:
+        """Not enrolled any more, and nobody is to think otherwise."""
+        self.state, self._served = State.LOST, False
+        strict = self._is_strict()
+        log.error("%s is lost%s: %s", self.pod.uid, ", and closed" if strict else "", reason)
+        # Peers first: those who have heard do not dial 15008.
+        self._report(reason)
+        await self._leave_as_policy_says(strict)
+        await self._around.ztunnel.delete(self.pod.uid)
+
+    async def _recover(self, started: float) -> None:
+        """Try to enroll a lost pod; in vain, it is left as policy says now."""
+        try:
+            netns = self._home()
+            kept = await self._capture(netns)
+        except (OSError, AmbientError) as exc:
+            log.debug("%s is still lost: %s", self.pod.uid, exc)
+            await self._leave_as_policy_says(self._is_strict())
+            self._report(str(exc) or type(exc).__name__)
+            return
+        self.state = State.ENROLLED
+        self._repairs += 1
+        log.info("%s is enrolled again", self.pod.uid)
+        self._report(kept=kept, started=started)
+
+    def _home(self) -> int:
+        """The pod's namespace as it is now.
+
+        Raises:
+            ConfigError: there is none, or it is not the pod's.
+        """
+        if self._netns is not None:
+            now = evidence.namespace_at(self.pod.netns, netns_identity(self._netns))
+            if now is Namespace.SAME:
+                return self._netns
+            self._close()
+        netns = self._open()
+        try:
+            pod_capture.check_is_home(netns, self.pod)
+        except (OSError, AmbientError):
+            self._close()  # Nothing of ours may be done in it.
+            raise
+        return netns
+
+    def _close(self) -> None:
+        if self._netns is not None:
+            os.close(self._netns)
+            self._netns = None
+
+    def _is_strict(self) -> bool:
+        return self._around.is_strict(self.pod.uid)
+
+    async def _leave_as_policy_says(self, strict: bool) -> None:
+        if self._netns is not None:
+            with suppress(OSError):
+                await trio.to_thread.run_sync(self._shut_or_drain, self._netns, strict)
+
+    def _shut_or_drain(self, netns: int, strict: bool) -> None:
+        now = backend.standing(netns, self.capture)
+        if strict and now is not Standing.CLOSED:
+            backend.put(netns, closed_plan(self.capture))
+        elif not strict and now not in (Standing.NONE, Standing.DRAINING):
+            backend.put(netns, drain_plan())
 
     async def _mend(self, asked: bool) -> None:
         """It is enrolled as it should be; make sure of the rules and say so."""
@@ -232,7 +393,7 @@ class PodKeeper:
 
     async def _forget(self) -> None:
         """ztunnel need not serve it any more; if its namespace lives on, nothing there leads nowhere."""
-        if self.state not in (State.ENROLLED, State.DRAINING):
+        if self.state not in (State.ENROLLED, State.LOST, State.DRAINING):
             return
         self._served = False
         await self._around.ztunnel.delete(self.pod.uid)
@@ -272,6 +433,7 @@ class PodKeeper:
                 state=self.state.value,
                 reason=reason,
                 established_kept=kept,
+                repairs=self._repairs,
                 duration_ms=round(took * 1000, 3),
             )
         )

@@ -55,6 +55,8 @@ from ambient.wire.hbone_split import MAX_FRAME_BYTES, MAX_GATHERED_BYTES, FrameS
 FIRST_WINDOW_BYTES = 64 * 1024
 LARGEST_WINDOW_BYTES = 4 * 1024 * 1024
 CONNECTION_WINDOW_BYTES = 16 * 1024 * 1024
+# The connection's window is given back once a quarter of it is used.
+CONNECTION_UPDATE_BELOW = CONNECTION_WINDOW_BYTES * 3 // 4
 # Istio's server advertises the same.
 MAX_SERVER_STREAMS = 200
 # Streams we reset: the peer may not know yet, so what it still sends on them is dropped in silence.
@@ -307,13 +309,32 @@ class HboneConnection(FrameSplitter):
             raise HboneError(ErrorCode.ENHANCE_YOUR_CALM, f"frame of {size} bytes to be gathered")
         return False
 
+    def _usual_data(self, stream_id: int, size: int) -> Stream | None:
+        # Nearly every frame: all that ``_starts`` and ``_start_data`` ask, for the case that it is in order.
+        stream = self.streams.get(stream_id)
+        window = self._receive_window - size
+        if (
+            stream is None
+            or stream.remote_closed
+            or not stream.answered
+            or not 0 < size <= stream.receive_window
+            or window <= CONNECTION_UPDATE_BELOW
+            or size > MAX_FRAME_BYTES
+            or self._block_stream
+        ):
+            return None
+        self._receive_window = window
+        stream.receive_window -= size
+        self._empty_data = 0
+        return stream
+
     def _start_data(self, flags: int, stream_id: int, size: int) -> None:
         if not stream_id:
             raise HboneError(ErrorCode.PROTOCOL_ERROR, "DATA on stream 0")
         self._receive_window -= size
         if self._receive_window < 0:
             raise HboneError(ErrorCode.FLOW_CONTROL_ERROR, "DATA over the connection's window")
-        if self._receive_window * 4 <= CONNECTION_WINDOW_BYTES * 3:
+        if self._receive_window <= CONNECTION_UPDATE_BELOW:
             self._out += f.window_update(0, CONNECTION_WINDOW_BYTES - self._receive_window)
             self._receive_window = CONNECTION_WINDOW_BYTES
         self._count_empty(flags, size)

@@ -1,0 +1,292 @@
+"""Continuous attestation: is every pod that we call enrolled still captured?
+
+Every second, and at once when the kernel tells that rules or routes of a pod were touched, each enrolled
+pod is looked at; ``attestation_plan`` decides, the pod's keeper acts. Asked is the kernel and nobody's
+memory, so that a new agent knows as much as the old one.
+
+What an unchanged pod costs: one stat, one question for the generation of its rules, one for its three
+listeners; some 40 us together.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import trio
+
+from ambient.engine.netns import netns_identity
+from ambient.engine.netns_watch import Holders, NetnsWatch
+from ambient.redirect import attestation_plan, evidence
+from ambient.redirect.attestation_plan import (
+    CHECK_SECONDS,
+    Fine,
+    GiveUp,
+    Listeners,
+    Namespace,
+    Past,
+    Repair,
+    Rules,
+    Seen,
+    Verdict,
+    Wait,
+    decide,
+    retry_delay,
+)
+from ambient.redirect.plan import Capture
+from ambient.redirect.sockets import PROXY_PORTS
+
+log = logging.getLogger("agent")
+
+# After news, so long nothing is looked at: whoever changes rules all the time costs us 20 looks a second.
+PAUSE_SECONDS = 0.05
+# Pods looked at before others may run; a look takes 40 us.
+LOOKS_IN_A_ROW = 25
+
+
+class Subject(Protocol):
+    """The part of a ``PodKeeper`` that is attested."""
+
+    @property
+    def attestable(self) -> bool:
+        """Whether it is enrolled and nothing is under way."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether it is to be enrolled and could not be kept so."""
+
+    @property
+    def netns(self) -> int:
+        """The descriptor of its namespace; only while it is attestable."""
+
+    @property
+    def path(self) -> str:
+        """Where its namespace is found."""
+
+    @property
+    def capture(self) -> Capture:
+        """What is captured of it."""
+
+    def judged(self, verdict: Repair | GiveUp) -> None:
+        """Act."""
+
+    def retry(self) -> None:
+        """Try to enroll it again."""
+
+
+class Ztunnel(Protocol):
+    """The part of ``ZdsServer`` that is asked."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is one that has its snapshot."""
+
+    def pids(self) -> frozenset[int]:
+        """The processes."""
+
+
+@dataclass(slots=True)
+class _Watched:
+    """One enrolled pod, and what it looked like when all was well."""
+
+    netns: int
+    identity: tuple[int, int]
+    watch: NetnsWatch
+    capture: Capture | None = None
+    generation: int = -1
+    holders: Holders = field(default_factory=dict)
+    past: Past = field(default_factory=Past)
+
+
+@dataclass(slots=True)
+class _Lost:
+    """One pod that could not be kept, and when to try again."""
+
+    attempts: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class AttestationStatistics:
+    """What was seen and done so far; *repairs* and *given_up* by what and since the agent's start."""
+
+    enrolled: int
+    lost: int
+    checks: int
+    given_up: int
+    repairs: Mapping[str, int]
+
+
+class Attestor:
+    """Looks at the pods of one node.
+
+    Args:
+        subjects: The keepers by uid; looked up anew each time.
+    """
+
+    def __init__(self, subjects: Mapping[str, Subject], ztunnel: Ztunnel) -> None:
+        self._subjects = subjects
+        self._ztunnel = ztunnel
+        self._rules = evidence.RuleReader()
+        self._watched: dict[str, _Watched] = {}
+        self._lost: dict[str, _Lost] = {}
+        self._owners: dict[int, str] = {}
+        self._epoll = select.epoll()
+        self._sockets: frozenset[int] | None = None
+        self._repairs: Counter[str] = Counter()
+        self._checks = 0
+        self._given_up = 0
+        self.on_round: Callable[[], None] = lambda: None
+
+    def statistics(self) -> AttestationStatistics:
+        """For metrics and reports."""
+        enrolled = sum(1 for each in self._subjects.values() if each.attestable)
+        lost = sum(1 for each in self._subjects.values() if each.lost)
+        return AttestationStatistics(enrolled, lost, self._checks, self._given_up, dict(self._repairs))
+
+    async def run(self) -> None:
+        """Attest until cancelled."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._every_second)
+                nursery.start_soon(self._on_events)
+        finally:
+            for uid in list(self._watched):
+                self._forget(uid)
+            self._epoll.close()
+
+    async def _every_second(self) -> None:
+        while True:
+            started = trio.current_time()
+            for uid in self._watched.keys() - self._subjects.keys():
+                self._forget(uid)
+            for number, uid in enumerate(tuple(self._subjects)):
+                self._look(uid)
+                if number % LOOKS_IN_A_ROW == LOOKS_IN_A_ROW - 1:
+                    await trio.lowlevel.checkpoint()
+            self._sockets = None
+            self.on_round()
+            await trio.sleep_until(started + CHECK_SECONDS)
+
+    async def _on_events(self) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(self._epoll.fileno())
+            for uid in {self._owners[fd] for fd, _ in self._epoll.poll(0) if fd in self._owners}:
+                self._look(uid)
+            self._sockets = None
+            await trio.sleep(PAUSE_SECONDS)
+
+    def _look(self, uid: str) -> None:
+        subject = self._subjects.get(uid)
+        if subject is None:
+            return
+        if not subject.lost:
+            self._lost.pop(uid, None)
+        if subject.attestable:
+            self._attest(uid, subject)
+        elif subject.lost:
+            self._forget(uid)
+            self._try_again(uid, subject)
+
+    def _attest(self, uid: str, subject: Subject) -> None:
+        now = trio.current_time()
+        try:
+            watched = self._watch(uid, subject)
+            seen = self._see(watched, subject)
+        except OSError as exc:
+            log.error("%s cannot be attested: %s", uid, exc)
+            self._forget(uid)
+            return
+        self._checks += 1
+        verdict, watched.past = decide(seen, watched.past, now, self._ztunnel_now())
+        self._obey(uid, subject, verdict)
+
+    def _ztunnel_now(self) -> attestation_plan.Ztunnel:
+        if self._ztunnel.connected:
+            return attestation_plan.Ztunnel.THERE
+        arriving = bool(self._ztunnel.pids())
+        return attestation_plan.Ztunnel.ARRIVING if arriving else attestation_plan.Ztunnel.AWAY
+
+    def _obey(self, uid: str, subject: Subject, verdict: Verdict) -> None:
+        match verdict:
+            case Repair(what, reason):
+                log.warning("%s is put right: %s", uid, reason)
+                self._repairs[what.value] += 1
+                subject.judged(verdict)
+            case GiveUp(reason):
+                self._given_up += 1
+                self._lost[uid] = _Lost(0, trio.current_time() + retry_delay(0))
+                log.error("%s is not enrolled any more: %s", uid, reason)
+                subject.judged(verdict)
+            case Wait() | Fine():
+                pass
+
+    def _try_again(self, uid: str, subject: Subject) -> None:
+        now = trio.current_time()
+        lost = self._lost.setdefault(uid, _Lost(0, now))
+        if now >= lost.at:
+            lost.attempts += 1
+            lost.at = now + retry_delay(lost.attempts)
+            subject.retry()
+
+    def _watch(self, uid: str, subject: Subject) -> _Watched:
+        found = self._watched.get(uid)
+        identity = netns_identity(subject.netns)
+        if found is not None and (found.netns, found.identity) == (subject.netns, identity):
+            return found
+        past = found.past if found is not None else Past()
+        self._forget(uid)
+        watch = NetnsWatch(subject.netns, PROXY_PORTS)
+        made = _Watched(subject.netns, identity, watch, past=past)
+        self._watched[uid] = made
+        for fd in watch.event_fds():
+            self._owners[fd] = uid
+            self._epoll.register(fd, select.EPOLLIN)
+        return made
+
+    def _forget(self, uid: str) -> None:
+        watched = self._watched.pop(uid, None)
+        if watched is None:
+            return
+        for fd in watched.watch.event_fds():
+            self._owners.pop(fd, None)
+            with suppress(OSError):
+                self._epoll.unregister(fd)
+        watched.watch.close()
+
+    def _see(self, watched: _Watched, subject: Subject) -> Seen:
+        namespace = evidence.namespace_at(subject.path, watched.identity)
+        if namespace is not Namespace.SAME:
+            return Seen(namespace=namespace)
+        who, detail = self._listeners(watched)
+        return Seen(listeners=who, rules=self._see_rules(watched, subject.capture), detail=detail)
+
+    def _see_rules(self, watched: _Watched, capture: Capture) -> Rules:
+        touched = watched.watch.routing_touched()
+        generation = watched.watch.generation()
+        if generation == watched.generation and not touched and watched.capture == capture:
+            return Rules.STAND
+        watched.generation = -1
+        if not self._rules.stand(watched.netns, capture):
+            return Rules.DIFFER
+        # What changed between the question and the look is seen the next time.
+        watched.generation, watched.capture = generation, capture
+        return Rules.STAND
+
+    def _listeners(self, watched: _Watched) -> tuple[Listeners, str]:
+        found = watched.watch.listeners()
+        if len(found) == len(PROXY_PORTS) and found == watched.holders:
+            return Listeners.OURS, ""
+        if self._sockets is None:
+            # An upgraded ztunnel's listeners may be held by us alone for a moment.
+            self._sockets = evidence.sockets_of((*self._ztunnel.pids(), os.getpid()))
+        who, detail = evidence.listeners(found, PROXY_PORTS, self._sockets)
+        if who is Listeners.OURS:
+            watched.holders = found
+        return who, detail
