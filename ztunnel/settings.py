@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ambient.errors import ConfigError
 from ambient.model.address import canonical
+from ambient.model.limits import Limits
+from ztunnel.durations import read_limits
 
 ADMIN_PORT = 15000
 METRICS_PORT = 15020
@@ -30,8 +32,6 @@ NOT_HONOURED = (
     "HTTP2_STREAM_WINDOW_SIZE",
     "HTTP2_CONNECTION_WINDOW_SIZE",
     "HTTP2_FRAME_SIZE",
-    "POOL_MAX_STREAMS_PER_CONNECTION",
-    "POOL_UNUSED_RELEASE_TIMEOUT",
     "UNSTABLE_ENABLE_SOCKS5",
     "TLS12_ENABLED",
     "CRL_PATH",
@@ -52,6 +52,7 @@ class Settings:
         preferred_namespace: Whose services win over others' of the same name, in lookups.
         snapshot_path: Where the mesh is kept for the next process; "" for nowhere.
         ready_fd: Told when this process serves, by whoever started it; -1 for nobody.
+        limits: Deadlines and limits of the tunnels.
         ignored: Names that were set and are not honoured, for one warning.
     """
 
@@ -66,6 +67,7 @@ class Settings:
     preferred_namespace: str = ""
     snapshot_path: str = ""
     ready_fd: int = -1
+    limits: Limits = field(default_factory=Limits)
     ignored: tuple[str, ...] = ()
 
 
@@ -90,6 +92,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         preferred_namespace=environ.get("PREFERED_SERVICE_NAMESPACE", ""),
         snapshot_path=environ.get("AMBIENT_MESH_SNAPSHOT", ""),
         ready_fd=_descriptor(environ, "AMBIENT_READY_FD"),
+        limits=read_limits(environ),
         ignored=tuple(name for name in NOT_HONOURED if environ.get(name)),
     )
 

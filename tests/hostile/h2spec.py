@@ -1,6 +1,6 @@
 """h2spec against a real :15008: it cannot show a certificate, so mutual TLS is added on its way.
 
-    h2spec ──plaintext──► forwarder ──TLS 1.3, SVID, ALPN h2──► :15008 of an enrolled pod
+h2spec ──plaintext──► forwarder ──TLS 1.3, SVID, ALPN h2──► :15008 of an enrolled pod
 """
 
 from __future__ import annotations
