@@ -226,6 +226,7 @@ async def run(reactor: Reactor, settings: Settings) -> None:
     for name in settings.ignored:
         log.warning("%s is set, but this ztunnel does not honour it", name)
     reactor.on_failure = _log_failure
+    reactor.limits = settings.limits
     await Daemon(reactor, settings, control_socket()).run()
 
 

@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 from ambient.engine.channel import SocketChannel
 from ambient.engine.netns import plain_address
-from ambient.engine.tls import TlsChannel, accept_tls
+from ambient.engine.tls import TlsChannel, TlsError, accept_tls, prepare_hbone
 from ambient.engine.tunnel import Headers, TunnelConnection, TunnelRequest
-from ambient.errors import Denied, Unavailable
+from ambient.errors import Denied, RemoteProtocolError, Unavailable
 from ambient.model.identity import SpiffeId
 from ambient.model.policy import Connection, enforce
 from ambient.model.record import Direction, Flag
@@ -61,7 +61,13 @@ class InboundHandshake(ProxiedConnection):
             self._socket.close()
             self._done(exc)
             return
+        prepare_hbone(self.context.reactor, self._socket)
         accept_tls(self.context.reactor, self._socket, tls, self._done)
+
+    def refuse(self, reason: str) -> None:
+        """Close it unheard."""
+        self._socket.close()
+        self.finish(reason, Flag.CONNECT)
 
     def give_up(self, reason: Closed) -> None:
         """Nothing to do: the handshake has its own deadline, and what it gives then is aborted."""
@@ -154,6 +160,18 @@ class InboundStream(ProxiedConnection):
         self.finish(reason, flag)
 
 
+class InboundFault(ProxiedConnection):
+    """What a peer did wrong outside any CONNECT that was served: a record, and nothing else."""
+
+    direction = Direction.INBOUND
+
+    def __init__(self, context: Context, tunnel: InboundTunnel) -> None:
+        super().__init__(context, tunnel.source, (tunnel.pod_ip, HBONE_PORT))
+
+    def give_up(self, reason: Closed) -> None:
+        """Nothing is held."""
+
+
 class InboundTunnel:
     """An HBONE connection to the pod after its handshake.
 
@@ -177,7 +195,11 @@ class InboundTunnel:
         self._on_closed = on_closed
         self._arrivals: Remembered[tuple[str, str], Arrival] = Remembered(context.mesh)
         self._connection = TunnelConnection(
-            context.reactor, channel, on_request=self._requested, on_closed=self._closed
+            context.reactor,
+            channel,
+            on_request=self._requested,
+            on_closed=self._closed,
+            on_rejected=self._rejected,
         )
 
     def goaway(self) -> None:
@@ -238,5 +260,17 @@ class InboundTunnel:
     def _requested(self, request: TunnelRequest) -> None:
         InboundStream(self._context, self, request).begin()
 
+    def _rejected(self, status: int, reason: str) -> None:
+        InboundFault(self._context, self).finish(
+            f"http status {status}: {reason}" if status else reason, Flag.CONNECT
+        )
+
     def _closed(self, exc: Exception | None) -> None:
+        match exc:
+            case TlsError():
+                InboundFault(self._context, self).finish(*describe(exc))
+            case RemoteProtocolError():
+                InboundFault(self._context, self).finish(f"http2 failure: {exc}", Flag.H2_HANDSHAKE_FAILURE)
+            case _:
+                pass  # An ordinary end, or a lost connection: its streams have their records.
         self._on_closed(self)

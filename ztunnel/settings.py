@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ambient.errors import ConfigError
 from ambient.model.address import canonical
+from ambient.model.limits import Limits
+from ztunnel.durations import read_limits
 from ztunnel.levels import SCOPES, parse_levels
 
 ADMIN_PORT = 15000
@@ -32,8 +34,6 @@ NOT_HONOURED = (
     "HTTP2_STREAM_WINDOW_SIZE",
     "HTTP2_CONNECTION_WINDOW_SIZE",
     "HTTP2_FRAME_SIZE",
-    "POOL_MAX_STREAMS_PER_CONNECTION",
-    "POOL_UNUSED_RELEASE_TIMEOUT",
     "UNSTABLE_ENABLE_SOCKS5",
     "TLS12_ENABLED",
     "CRL_PATH",
@@ -56,6 +56,7 @@ class Settings:
         snapshot_path: Where the mesh is kept for the next process; "" for nowhere.
         memory_limit: Bytes of resident memory at which new work is refused (from 85 % on); 0 for none.
         ready_fd: Told when this process serves, by whoever started it; -1 for nobody.
+        limits: Deadlines and limits of the tunnels.
         ignored: Names that were set and are not honoured, for one warning.
     """
 
@@ -73,6 +74,7 @@ class Settings:
     snapshot_path: str = ""
     memory_limit: int = 0
     ready_fd: int = -1
+    limits: Limits = field(default_factory=Limits)
     ignored: tuple[str, ...] = ()
 
 
@@ -100,6 +102,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         snapshot_path=environ.get("AMBIENT_MESH_SNAPSHOT", ""),
         memory_limit=_bytes(environ, "AMBIENT_MEMORY_LIMIT"),
         ready_fd=_descriptor(environ, "AMBIENT_READY_FD"),
+        limits=read_limits(environ),
         ignored=tuple(name for name in NOT_HONOURED if environ.get(name)),
     )
 

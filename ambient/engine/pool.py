@@ -18,7 +18,6 @@ from ambient.engine.dial import dial_socket
 from ambient.engine.reactor import Reactor, Timer
 from ambient.engine.tls import TlsChannel, TlsContext, connect_tls, prepare_hbone
 from ambient.engine.tunnel import (
-    CONNECT_DEADLINE,
     Headers,
     OnOpened,
     TunnelConnection,
@@ -64,7 +63,12 @@ class TunnelPool:
     ) -> None:
         self._reactor = reactor
         self._dialler = dialler
-        self._plan = plan or PoolPlan()
+        limits = reactor.limits
+        self._plan = plan or PoolPlan(
+            max_streams=limits.streams_per_tunnel,
+            idle_seconds=limits.pool_idle,
+            max_age_seconds=limits.pool_max_age,
+        )
         self._windows = windows
         self._tunnels: dict[int, TunnelConnection] = {}
         self._errors: dict[int, Exception] = {}
@@ -81,7 +85,7 @@ class TunnelPool:
         headers: Headers,
         on_opened: OnOpened,
         *,
-        deadline: float = CONNECT_DEADLINE,
+        deadline: float | None = None,
     ) -> None:
         """Open a stream on a pooled connection, or on a new one; *on_opened* as in ``open_stream``.
 
@@ -225,7 +229,7 @@ class _Request:
     __slots__ = ("authority", "deadline", "headers", "key", "on_opened", "retried")
 
     def __init__(
-        self, key: PoolKey, authority: str, headers: Headers, on_opened: OnOpened, deadline: float
+        self, key: PoolKey, authority: str, headers: Headers, on_opened: OnOpened, deadline: float | None
     ) -> None:
         self.key = key
         self.authority = authority
@@ -256,7 +260,7 @@ def hbone_dialler(
             if isinstance(result, OSError):
                 on_connected(result)
                 return
-            prepare_hbone(result)
+            prepare_hbone(reactor, result)
             connect_tls(reactor, result, tls, key.identities, on_connected)
 
         dial_socket(reactor, (key.ip, key.port), connected, netns_fd=netns_fd(key), mark=mark)

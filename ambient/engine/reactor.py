@@ -21,6 +21,7 @@ from time import monotonic
 from typing import Protocol, TypeAlias
 
 from ambient.engine.headroom import Headroom
+from ambient.model.limits import Limits
 from ambient.wire.hbone_budget import WindowBudget
 
 IN = select.EPOLLIN
@@ -114,6 +115,7 @@ class Reactor:
         frame_buffer: The same for what is framed in place, with room for a frame header in front;
             ``frame_payload`` is it without that room, ``frame_slots`` are its TLS records, each less the
             room for its own frame header.
+        limits: What is configured for the process's tunnels; set before the first of them.
         windows: What all tunnels of the process may be made to hold beyond their first windows.
         headroom: What is left of descriptors and memory; without limits until somebody sets them.
         on_failure: Told of every exception that ended one connection; the daemon logs it.
@@ -138,6 +140,7 @@ class Reactor:
             self.frame_buffer[start + SLOT_HEADROOM : start + SLOT_BYTES]
             for start in range(0, READ_BYTES, SLOT_BYTES)
         ]
+        self.limits = Limits()
         self.windows = WindowBudget()
         self.headroom = Headroom()
         self.failures: deque[Exception] = deque(maxlen=KEPT_FAILURES)

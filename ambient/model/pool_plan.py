@@ -19,10 +19,9 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from ambient.model.identity import SpiffeId
+from ambient.model.limits import Limits
 
-# Istio's POOL_MAX_STREAMS_PER_CONNECTION and POOL_UNUSED_RELEASE_TIMEOUT (ztunnel.md 4).
-MAX_STREAMS = 100
-IDLE_SECONDS = 300.0
+_DEFAULT = Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,16 +99,24 @@ class _Connection:
     retired: bool = False  # Takes no more streams.
     streams: int = 0
     used: bool = False
-    limit: int = MAX_STREAMS
+    limit: int = _DEFAULT.streams_per_tunnel
     idle_since: float = 0.0
+    opened_at: float = 0.0
 
 
 class PoolPlan:
     """The state of the pool; every method returns what is to be done now, in order."""
 
-    def __init__(self, *, max_streams: int = MAX_STREAMS, idle_seconds: float = IDLE_SECONDS) -> None:
+    def __init__(
+        self,
+        *,
+        max_streams: int = _DEFAULT.streams_per_tunnel,
+        idle_seconds: float = _DEFAULT.pool_idle,
+        max_age_seconds: float = _DEFAULT.pool_max_age,
+    ) -> None:
         self._max_streams = max_streams
         self._idle_seconds = idle_seconds
+        self._max_age_seconds = max_age_seconds
         self._groups: dict[PoolKey, _Group] = {}
         self._connections: dict[int, _Connection] = {}
         self._next = 1
@@ -128,7 +135,7 @@ class PoolPlan:
         if entry is None:
             return [Close(connection)]
         entry.connected = True
-        entry.idle_since = now
+        entry.idle_since = entry.opened_at = now
         if entry.retired:
             self._drop(connection)
             return [Close(connection), *self._serve_group(entry.key)]
@@ -190,10 +197,12 @@ class PoolPlan:
         return [instruction for number in found for instruction in self.retire(number)]
 
     def tick(self, now: float) -> list[Instruction]:
-        """Time passed: close what has been idle for too long."""
+        """Time passed: close what has been idle for too long, retire what is too old."""
         found: list[Instruction] = []
         for number, entry in list(self._connections.items()):
-            if entry.connected and not entry.streams and now - entry.idle_since >= self._idle_seconds:
+            if entry.connected and now - entry.opened_at >= self._max_age_seconds:
+                found += self.retire(number)
+            elif entry.connected and not entry.streams and now - entry.idle_since >= self._idle_seconds:
                 self._drop(number)
                 self._tidy(entry.key)
                 found.append(Close(number))
