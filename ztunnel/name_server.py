@@ -9,6 +9,7 @@ drains answers on until nobody has asked for a while.
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from ztunnel.context import Context
 from ztunnel.dns_metrics import DnsMetrics
 from ztunnel.dns_plan import resolve
 from ztunnel.forwarding import LENGTH, Forwarding
+
+log = logging.getLogger("dns")
 
 NAMES_PORT = 15053
 # ztunnel's TTL.
@@ -151,6 +154,7 @@ class NameServer:
             names.pending -= 1
             if found is None:
                 series.failures += 1
+                log.debug("%s: no upstream answered for %r", context.uid, query.name)
             else:
                 series.answered(context.reactor.now() - started)
             reply(found or _encode(query, Answer(Rcode.SERVFAIL), by_udp))
