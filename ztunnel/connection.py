@@ -34,6 +34,11 @@ class ProxiedConnection:
         facts: What policy decided about, for inbound connections.
     """
 
+    __slots__ = (
+        "_counted", "_destination", "_finished", "_flow", "_relay", "_series", "_source", "_started",
+        "context", "facts",
+    )  # fmt: skip
+
     direction: Direction
 
     def __init__(self, context: Context, source: Address, destination: Address) -> None:

@@ -14,7 +14,7 @@ import random
 import resource
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -35,14 +35,20 @@ from ztunnel.http import Routes, serve
 from ztunnel.inpod import AgentFollower
 from ztunnel.journal import Journal
 from ztunnel.levels import Levels, parse_levels
+from ztunnel.mesh_file import MeshFile
 from ztunnel.metrics import TcpMetrics
 from ztunnel.name_server import Names
 from ztunnel.network import NetnsNetwork
+from ztunnel.overload import RefusalLog, watch_memory
 from ztunnel.own_ports import OwnPorts
 from ztunnel.proxies import Around, Proxies
 from ztunnel.settings import ADMIN_PORT, METRICS_PORT, READY_PORT, Settings
 
 log = logging.getLogger("ztunnel")
+
+# How long control may be silent before a new process goes by what the last one knew. It answers within
+# milliseconds; longer would be a pause for everybody who connects. Picked, not measured.
+CONTROL_SECONDS = 0.25
 
 
 class Daemon:
@@ -50,6 +56,9 @@ class Daemon:
 
     def __init__(self, reactor: Reactor, settings: Settings, control: socket.socket) -> None:
         self._settings = settings
+        self._headroom = reactor.headroom
+        self._headroom.on_refused = RefusalLog(reactor).refused
+        self._headroom.limit_by_rlimit()
         self._follow = Follow(control)
         self._svids = SvidCache(self._follow)
         self._reactor = reactor
@@ -82,8 +91,11 @@ class Daemon:
         self._agent.on_snapshot = self._say_ready
         self._agent.on_retired = self._retire
         self._svids.on_renewed = self._agent.renewed
-        self._follow.on_update = self._proxies.mesh_changed
+        self._file = MeshFile(settings.snapshot_path, self._follow.mesh)
+        self._keeping = trio.CancelScope()
+        self._follow.on_update = self._updated
         self._synchronised = False
+        self._control_gone = trio.Event()
         self._retired = trio.Event()
         self._ready_fd = settings.ready_fd
         self._serving_http = trio.CancelScope()
@@ -97,8 +109,10 @@ class Daemon:
                 nursery.start_soon(self._follow_control)
                 nursery.start_soon(self._svids.run)
                 nursery.start_soon(self._serve_http)
-                await self._follow.synchronised()
+                nursery.start_soon(watch_memory, self._headroom, self._settings.memory_limit)
+                await self._learn()
                 self._synchronised = True
+                nursery.start_soon(self._keep_what_is_known)
                 nursery.start_soon(self._agent.run)
 
     def pending(self) -> list[str]:
@@ -119,8 +133,35 @@ class Daemon:
         self._journal.flush()
         scope.cancel()
 
+    async def _learn(self) -> None:
+        """Return when there is a mesh to go by: control's, or if it is silent what the last process knew.
+
+        Raises:
+            Unavailable: control has gone, and there is nothing to go by.
+        """
+        with trio.move_on_after(CONTROL_SECONDS):
+            async with trio.open_nursery() as nursery:
+                for source in (self._follow.synchronised, self._control_gone.wait):
+                    nursery.start_soon(_then_cancel, source, nursery.cancel_scope)
+        known = None if self._follow.knows else self._file.load()
+        if known is not None and self._follow.assume(known):
+            count = len(known.workloads)
+            log.warning("control does not speak: going by what the last process knew, %d workloads", count)
+        if self._control_gone.is_set() and not self._follow.knows:
+            raise Unavailable("control went away before it had said anything")
+        await self._follow.synchronised()
+
+    async def _keep_what_is_known(self) -> None:
+        with self._keeping:
+            await self._file.keep()
+
+    def _updated(self) -> None:
+        self._proxies.mesh_changed()
+        self._file.changed()
+
     def _retire(self) -> None:
         """A newer process has the node's ports, too."""
+        self._keeping.cancel()
         self._serving_http.cancel()
         self._own.release()
         self._retired.set()
@@ -135,11 +176,11 @@ class Daemon:
     async def _follow_control(self) -> None:
         try:
             await self._follow.run()
-        except* Unavailable as group:  # Reading and writing may both have noticed.
-            if not self._synchronised:
-                raise Unavailable("control went away before it had said anything") from group
-            # What we know is still true enough to serve by, until the certificates end.
-            log.error("control has gone, serving on without it")
+        except* Unavailable:  # Reading and writing may both have noticed.
+            self._control_gone.set()
+            if self._synchronised:
+                # What we know is still true enough to serve by, until the certificates end.
+                log.error("control has gone, serving on without it")
 
     async def _finish(self) -> None:
         log.info("draining, at most %g s", self._settings.drain_seconds)
@@ -185,7 +226,13 @@ async def run(reactor: Reactor, settings: Settings) -> None:
     if settings.ignored:
         log.warning("set, but without effect in this ztunnel: %s", ", ".join(settings.ignored))
     reactor.on_failure = _log_failure
+    reactor.limits = settings.limits
     await Daemon(reactor, settings, control_socket()).run()
+
+
+async def _then_cancel(source: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
+    await source()
+    scope.cancel()
 
 
 def names(settings: Settings, resolv_conf: str = "/etc/resolv.conf") -> Names | None:

@@ -20,6 +20,9 @@ HONOURED: Mapping[str, tuple[str, str]] = {
     "CONNECTION_TERMINATION_DEADLINE": ("5s", "how long connections may live on after SIGTERM"),
     "TERMINATION_GRACE_PERIOD_SECONDS": ("", "the platform's patience, from which that follows if not set"),
     "ISTIO_META_DNS_CAPTURE": ("true", "answer pods' lookups on port 15053"),
+    "POOL_UNUSED_RELEASE_TIMEOUT": ("5m", "how long a pooled tunnel without a stream is kept"),
+    "POOL_MAX_STREAMS_PER_CONNECTION": ("100", "streams of a tunnel; then another is opened"),
+    "USER_TIMEOUT_ENABLED": ("true", "find a tunnel's peer dead when it acknowledges nothing"),
     "PREFERED_SERVICE_NAMESPACE": ("", "whose services win over others' of the same name, in lookups"),
 }
 
@@ -29,7 +32,17 @@ OURS: Mapping[str, str] = {
     "AMBIENT_DNS_UPSTREAMS": "addresses of name servers for what the mesh does not know, else resolv.conf's",
     "AMBIENT_ADMIN_UDS": "a unix socket that answers like port 15000, for the command line",
     "AMBIENT_MESH_SNAPSHOT": "a file in which the mesh is kept for the next process",
+    "AMBIENT_MEMORY_LIMIT": "bytes beyond which new work is refused",
     "AMBIENT_READY_FD": "a descriptor that is told when this process serves",
+    "AMBIENT_TLS_HANDSHAKE_TIMEOUT": "from accept, or connect, to a verified peer",
+    "AMBIENT_CONNECT_TIMEOUT": "from a CONNECT to its answer",
+    "AMBIENT_DIAL_TIMEOUT": "for a TCP connection",
+    "AMBIENT_FIRST_CONNECT_TIMEOUT": "from a handshake to the first CONNECT on it",
+    "AMBIENT_PING_INTERVAL": "of silence, after which a tunnel's peer is asked",
+    "AMBIENT_PING_TIMEOUT": "for the answer to that",
+    "AMBIENT_TCP_USER_TIMEOUT": "how long sent bytes may stay unacknowledged on a tunnel",
+    "AMBIENT_POOL_MAX_AGE": "after which a pooled tunnel takes no more streams",
+    "AMBIENT_TUNNELS_PER_IDENTITY": "inbound, of one source identity to one pod",
 }
 
 # name -> values that ask for what happens here anyway.
@@ -61,8 +74,6 @@ NOT_HONOURED: Mapping[str, tuple[str, ...]] = {
     "LOCAL_XDS_PATH": (),
     "NETWORK": (),
     "PACKET_MARK": ("1337", "0x539"),
-    "POOL_MAX_STREAMS_PER_CONNECTION": ("100",),
-    "POOL_UNUSED_RELEASE_TIMEOUT": ("5m", "300s"),
     "PROXY_CONFIG": (),
     "PROXY_MODE": ("shared",),
     "PROXY_WORKLOAD_INFO": (),
@@ -70,7 +81,6 @@ NOT_HONOURED: Mapping[str, tuple[str, ...]] = {
     "TLS12_ENABLED": ("false",),
     "TRUST_DOMAIN": ("cluster.local",),
     "UNSTABLE_ENABLE_SOCKS5": ("false",),
-    "USER_TIMEOUT_ENABLED": (),
     "XDS_ADDRESS": (),
     "XDS_ON_DEMAND": ("false",),
     "XDS_ROOT_CA": (),

@@ -88,7 +88,8 @@ class Series:
     Attributes:
         sent: Bytes towards the source; Istio's metrics look from the destination at both ends.
         received: Bytes from the source.
-        closed: Ended connections by how they ended.
+        closed_well: Ended connections that ended well.
+        closed: The others, by how they ended.
         failed: Those of them that never carried a byte, and those that were refused before anybody knew
             whose they are.
     """
@@ -97,6 +98,7 @@ class Series:
     opened: int = 0
     sent: int = 0
     received: int = 0
+    closed_well: int = 0
     closed: dict[Flag, int] = field(default_factory=dict)
     failed: dict[Flag, int] = field(default_factory=dict)
 
@@ -154,7 +156,10 @@ class TcpMetrics:
 
 def closed(series: Series, flag: Flag) -> None:
     """Count the end of a connection whose beginning ``TcpMetrics.opened`` counted, by how it ended."""
-    series.closed[flag] = series.closed.get(flag, 0) + 1
+    if flag is Flag.NONE:
+        series.closed_well += 1  # Nearly all, and an enumeration is slow to hash.
+    else:
+        series.closed[flag] = series.closed.get(flag, 0) + 1
 
 
 def labels_of(traffic: Traffic, cluster: str) -> dict[str, str]:
@@ -213,6 +218,8 @@ def _samples(name: str, series: Series) -> Iterator[str]:
         case "istio_tcp_connections_opened_total":
             yield _sample(name, series, Flag.NONE, series.opened)
         case "istio_tcp_connections_closed_total":
+            if series.closed_well:
+                yield _sample(name, series, Flag.NONE, series.closed_well)
             for flag, count in series.closed.items():
                 yield _sample(name, series, flag, count)
         case "istio_tcp_connections_failed_total":

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ambient.errors import ConfigError
 from ambient.model.address import canonical
+from ambient.model.limits import Limits
+from ztunnel.durations import read_limits
 from ztunnel.environment import ignored
 from ztunnel.levels import SCOPES, parse_levels
 
@@ -32,7 +35,9 @@ class Settings:
         levels: What is logged, as RUST_LOG says it; scopes that are not ours are left out.
         admin_uds: A unix socket that answers like port 15000; "" for none.
         snapshot_path: Where the mesh is kept for the next process; "" for nowhere.
+        memory_limit: Bytes of resident memory at which new work is refused (from 85 % on); 0 for none.
         ready_fd: Told when this process serves, by whoever started it; -1 for nobody.
+        limits: Deadlines and limits of the tunnels.
         ignored: Names that were set and are not honoured, for one warning.
     """
 
@@ -48,7 +53,9 @@ class Settings:
     levels: str = "info"
     admin_uds: str = ""
     snapshot_path: str = ""
+    memory_limit: int = 0
     ready_fd: int = -1
+    limits: Limits = field(default_factory=Limits)
     ignored: tuple[str, ...] = ()
 
 
@@ -74,7 +81,9 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         levels=own_levels(environ.get("RUST_LOG", "")),
         admin_uds=environ.get("AMBIENT_ADMIN_UDS", ""),
         snapshot_path=environ.get("AMBIENT_MESH_SNAPSHOT", ""),
+        memory_limit=_bytes(environ, "AMBIENT_MEMORY_LIMIT"),
         ready_fd=_descriptor(environ, "AMBIENT_READY_FD"),
+        limits=read_limits(environ),
         ignored=ignored(environ),
     )
 
@@ -125,6 +134,15 @@ def _addresses(environ: Mapping[str, str], name: str) -> tuple[str, ...]:
         return tuple(canonical(text) for text in environ.get(name, "").split())
     except ConfigError as exc:
         raise ConfigError(f"{name}: {exc}") from exc
+
+
+def _bytes(environ: Mapping[str, str], name: str) -> int:
+    """``512Mi`` and its like, as Kubernetes writes them; a plain number is bytes."""
+    text = environ.get(name, "")
+    found = re.fullmatch(r"([0-9]{1,15})(Ki|Mi|Gi|)", text)
+    if text and found is None:
+        raise ConfigError(f"{name} is {text!r}, must be a size such as 512Mi")
+    return int(found[1]) * 1024 ** ("", "Ki", "Mi", "Gi").index(found[2]) if found else 0
 
 
 def _descriptor(environ: Mapping[str, str], name: str) -> int:

@@ -7,6 +7,7 @@ new work, the old goes on), and at the end of the last connection ``on_drained``
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
@@ -15,8 +16,9 @@ import trio
 
 from ambient.engine.listener import Listener
 from ambient.engine.pool import Dialler, OnConnected, TunnelPool
-from ambient.engine.tls import TlsChannel, connect_tls
+from ambient.engine.tls import TlsChannel, connect_tls, prepare_hbone
 from ambient.errors import Unavailable
+from ambient.model.identity import SpiffeId
 from ambient.model.policy import Policy, decide
 from ambient.model.pool_plan import PoolKey
 from ambient.model.record import Flag
@@ -56,9 +58,11 @@ class WorkloadProxy:
         self.context = context
         self.draining = False
         self.handshakes = 0
+        self._doors_open = True
         self._on_drained: Callable[[WorkloadProxy], None] | None = on_drained
         self._listeners: dict[int, Listener] = {}
         self._tunnels: set[InboundTunnel] = set()
+        self._sources: Counter[SpiffeId] = Counter()  # Tunnels by who is at their other end.
         self._waiting = 0
         self._policies: tuple[Policy, ...] | None = None
         self._pool = TunnelPool(context.reactor, hbone_dialler(context))
@@ -111,6 +115,7 @@ class WorkloadProxy:
         for listener in self._listeners.values():
             listener.accept_pending()
             listener.close()
+        self._doors_open = False
         if self._names is not None:
             self._names.drain(self._maybe_drained)
         self.context.reactor.call_later(GOAWAY_DELAY, self._say_goodbye)
@@ -123,6 +128,7 @@ class WorkloadProxy:
         self._pool.close_where(lambda key: True)
         for listener in self._listeners.values():
             listener.close()
+        self._doors_open = False
         if self._names is not None:
             self._names.drain(self._maybe_drained)
         self.context.reactor.call_later(GOAWAY_DELAY, self._say_goodbye)
@@ -130,6 +136,7 @@ class WorkloadProxy:
     def abort(self, reason: str = DRAINED) -> None:
         """End everything now; each connection gets its record."""
         self.draining = True
+        self._doors_open = False
         for listener in self._listeners.values():
             listener.close()
         if self._names is not None:
@@ -194,13 +201,13 @@ class WorkloadProxy:
         PassthroughConnection(self.context, sock).begin()
 
     def _accepted_hbone(self, sock: socket.socket) -> None:
-        if self._waiting >= MAX_HANDSHAKES:
-            sock.close()
-            return
         try:
             handshake = InboundHandshake(self.context, sock, self._shaken)
         except OSError:
             sock.close()  # Reset while it waited in the queue: nobody is there to be recorded.
+            return
+        if self._waiting >= MAX_HANDSHAKES:
+            handshake.refuse(f"over {MAX_HANDSHAKES} connections without an identity")
             return
         self._waiting += 1
         handshake.begin()
@@ -210,6 +217,12 @@ class WorkloadProxy:
         if channel is None:
             return
         self.handshakes += 1
+        identity, most = channel.peer_identity, self.context.reactor.limits.tunnels_per_identity
+        if self._sources[identity] >= most:
+            channel.abort()
+            handshake.finish(f"over {most} connections of {identity}", Flag.CONNECT)
+            return
+        self._sources[identity] += 1
         tunnel = InboundTunnel(self.context, channel, handshake.source, self._tunnel_closed)
         self._tunnels.add(tunnel)
         handshake.leave()
@@ -219,6 +232,9 @@ class WorkloadProxy:
 
     def _tunnel_closed(self, tunnel: InboundTunnel) -> None:
         self._tunnels.discard(tunnel)
+        self._sources[tunnel.identity] -= 1
+        if not self._sources[tunnel.identity]:
+            del self._sources[tunnel.identity]
         self._maybe_drained()
 
     def _say_goodbye(self) -> None:
@@ -231,8 +247,9 @@ class WorkloadProxy:
             self.context.reactor.call_soon(self._drained)
 
     def _busy(self) -> bool:
+        """Whether something is open. The doors count: the last to leave may not be the last to come."""
         names = self._names is not None and self._names.open
-        return names or bool(self._tunnels) or len(self.context.open) > 0
+        return self._doors_open or names or bool(self._tunnels) or len(self.context.open) > 0
 
     def _drained(self) -> None:
         if self._on_drained is None or self._busy():
@@ -257,6 +274,7 @@ def hbone_dialler(context: Context) -> Dialler:
                 result.close()
                 on_connected(exc)
                 return
+            prepare_hbone(context.reactor, result)
             connect_tls(context.reactor, result, tls, key.identities, on_connected)
 
         context.network.dial((key.ip, key.port), dialled)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ztunnel import environment, settings
+from ztunnel import durations, environment, settings
 from ztunnel.environment import HONOURED, NOT_HONOURED, OURS, help_text, ignored
 
 # src/config.rs of Istio's ztunnel, 1.31.0-alpha; the metadata of its own pod, which describes and does
@@ -38,7 +38,7 @@ def test_every_name_of_istios_is_known() -> None:
 
 def test_what_is_said_to_be_honoured_is_read() -> None:
     """And what is read is said."""
-    text = Path(settings.__file__).read_text()
+    text = Path(settings.__file__).read_text() + Path(durations.__file__).read_text()
     read = set(re.findall(r'"([A-Z0-9_]{6,})"', text))
 
     assert (HONOURED.keys() | OURS.keys()) - read == {"AMBIENT_CONTROL_FD"}
