@@ -32,11 +32,12 @@ class ProxiedConnection:
 
     Attributes:
         facts: What policy decided about, for inbound connections.
+        traceparent: Of the CONNECT that carries it, if records tell of traces.
     """
 
     __slots__ = (
         "_counted", "_destination", "_finished", "_flow", "_relay", "_series", "_source", "_started",
-        "context", "facts",
+        "context", "facts", "traceparent",
     )  # fmt: skip
 
     direction: Direction
@@ -44,6 +45,7 @@ class ProxiedConnection:
     def __init__(self, context: Context, source: Address, destination: Address) -> None:
         self.context = context
         self.facts: Connection | None = None
+        self.traceparent = ""
         self._source = source
         self._destination = destination
         self._started = context.reactor.now()
@@ -195,6 +197,7 @@ class ProxiedConnection:
             error=error,
             flag=flag,
             early=flow is None,
+            trace=self.traceparent[3:35],
         )
 
     def _peer(

@@ -223,8 +223,8 @@ async def run(reactor: Reactor, settings: Settings) -> None:
         ConfigError: there is none.
         Unavailable: control went away.
     """
-    for name in settings.ignored:
-        log.warning("%s is set, but this ztunnel does not honour it", name)
+    if settings.ignored:
+        log.warning("set, but without effect in this ztunnel: %s", ", ".join(settings.ignored))
     reactor.on_failure = _log_failure
     reactor.limits = settings.limits
     await Daemon(reactor, settings, control_socket()).run()

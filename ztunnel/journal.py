@@ -39,6 +39,7 @@ class Journal:
         levels: Levels | None = None,
     ) -> None:
         self.metrics = metrics
+        self.json = json
         self.levels = levels or Levels()
         self._reactor = reactor
         self._write = write or write_log

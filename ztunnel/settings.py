@@ -10,6 +10,7 @@ from ambient.errors import ConfigError
 from ambient.model.address import canonical
 from ambient.model.limits import Limits
 from ztunnel.durations import read_limits
+from ztunnel.environment import ignored
 from ztunnel.levels import SCOPES, parse_levels
 
 ADMIN_PORT = 15000
@@ -19,26 +20,6 @@ READY_PORT = 15021
 # Istio's default for both deadlines.
 DEFAULT_DRAIN_SECONDS = 5.0
 DEFAULT_INPOD_UDS = "/var/run/ztunnel/ztunnel.sock"
-
-# Names of Istio's ztunnel that would change what it does, and do nothing here.
-NOT_HONOURED = (
-    "XDS_ADDRESS",
-    "CA_ADDRESS",
-    "LOCAL_XDS",
-    "LOCAL_XDS_PATH",
-    "PROXY_MODE",
-    "FAKE_CA",
-    "PACKET_MARK",
-    "INPOD_PORT_REUSE",
-    "ENABLE_ORIG_SRC",
-    "HTTP2_STREAM_WINDOW_SIZE",
-    "HTTP2_CONNECTION_WINDOW_SIZE",
-    "HTTP2_FRAME_SIZE",
-    "UNSTABLE_ENABLE_SOCKS5",
-    "TLS12_ENABLED",
-    "CRL_PATH",
-    "ZTUNNEL_WORKER_THREADS",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +84,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         memory_limit=_bytes(environ, "AMBIENT_MEMORY_LIMIT"),
         ready_fd=_descriptor(environ, "AMBIENT_READY_FD"),
         limits=read_limits(environ),
-        ignored=tuple(name for name in NOT_HONOURED if environ.get(name)),
+        ignored=ignored(environ),
     )
 
 

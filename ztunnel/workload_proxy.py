@@ -27,7 +27,7 @@ from ambient.model.workload import HBONE_PORT
 from ztunnel.connection import DRAINED, POLICY_CHANGED
 from ztunnel.context import Context
 from ztunnel.inbound import MAX_HANDSHAKES, InboundHandshake, InboundTunnel
-from ztunnel.name_server import NAMES_PORT, NameServer
+from ztunnel.name_server import DOORS, NAMES_PORT, NameServer
 from ztunnel.outbound import OutboundConnection
 from ztunnel.passthrough import PassthroughConnection
 
@@ -78,6 +78,7 @@ class WorkloadProxy:
         Raises:
             OSError: one of the ports is taken, or the namespace is gone; then none is open.
         """
+        left = [given[door] for door in DOORS if door in given]
         opened: dict[int, tuple[socket.socket, Callable[[socket.socket], None]]] = {}
         try:
             for port, accepted in (
@@ -88,7 +89,10 @@ class WorkloadProxy:
                 opened[port] = (given.get(port) or self.context.network.listen(port), accepted)
             if self._names is not None:
                 port = NAMES_PORT
-                self._names.start()
+                self._names.start(left)
+            else:
+                for sock in left:
+                    sock.close()
         except OSError as exc:
             for sock in (*given.values(), *(sock for sock, _ in opened.values())):
                 sock.close()
@@ -98,8 +102,9 @@ class WorkloadProxy:
         }
 
     def listeners(self) -> list[tuple[int, int]]:
-        """(port, descriptor) of each open listener."""
-        return [(port, each.fileno()) for port, each in self._listeners.items() if each.fileno() >= 0]
+        """(port, descriptor) of each open listener; those of the name server under its ``DOORS``."""
+        found = [(port, each.fileno()) for port, each in self._listeners.items() if each.fileno() >= 0]
+        return [*found, *(self._names.doors() if self._names is not None else ())]
 
     async def drain(self) -> None:
         """Take what was already knocking, then no more; when this returns the ports are free.
@@ -130,7 +135,7 @@ class WorkloadProxy:
             listener.close()
         self._doors_open = False
         if self._names is not None:
-            self._names.drain(self._maybe_drained)
+            self._names.retire(self._maybe_drained)
         self.context.reactor.call_later(GOAWAY_DELAY, self._say_goodbye)
 
     def abort(self, reason: str = DRAINED) -> None:

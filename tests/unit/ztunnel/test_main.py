@@ -55,7 +55,7 @@ def test_a_control_plane_that_leaves_at_once_is_69() -> None:
         )
 
     assert done.returncode == EXIT_UNAVAILABLE, done.stderr
-    assert "CRL_PATH is set, but this ztunnel does not honour it" in done.stderr
+    assert "set, but without effect in this ztunnel: CRL_PATH" in done.stderr
     assert "Traceback" not in done.stderr
 
 
