@@ -11,7 +11,7 @@ from functools import partial
 
 from ambient.engine.http_forward import Answer
 from ambient.engine.listener import Listener
-from ambient.engine.tls import TlsChannel, accept_tls
+from ambient.engine.tls import TlsChannel, accept_tls, prepare_hbone
 from ambient.engine.tunnel import TunnelConnection, TunnelRequest
 from ambient.errors import ConfigError, Unavailable
 from ambient.model.address import parse_hostport
@@ -97,6 +97,7 @@ class Gateway:
             sock.close()
             return
         self.handshakes += 1
+        prepare_hbone(self._context.reactor, sock)
         accept_tls(self._context.reactor, sock, tls, self._shaken)
 
     def _shaken(self, channel: TlsChannel | Exception) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import os
 import sys
 import time
 
-from ambient.engine import host
+from ambient.engine import collector, host
+from ambient.engine.privileges import NODE_DAEMON, keep_only
 from ambient.errors import AmbientError, ConfigError
 from ztunnel.daemon import raise_file_limit, run
 from ztunnel.settings import Settings, read_settings
@@ -63,11 +63,10 @@ def _log_to_stderr(settings: Settings) -> None:
 
 def _run(settings: Settings) -> None:
     raise_file_limit()
-    # What start-up made stays: the collector need not look at it again.
-    gc.collect()
-    gc.freeze()
+    collector.settle()
     host.run(lambda reactor: run(reactor, settings))
 
 
 if __name__ == "__main__":
+    keep_only(NODE_DAEMON)
     sys.exit(main())

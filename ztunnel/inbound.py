@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 from ambient.engine.channel import SocketChannel
 from ambient.engine.netns import plain_address
-from ambient.engine.tls import TlsChannel, accept_tls
+from ambient.engine.tls import TlsChannel, TlsError, accept_tls, prepare_hbone
 from ambient.engine.tunnel import Headers, TunnelConnection, TunnelRequest
-from ambient.errors import Denied, Unavailable
+from ambient.errors import Denied, RemoteProtocolError, Unavailable
 from ambient.model.identity import SpiffeId
 from ambient.model.policy import Connection, enforce
 from ambient.model.record import Direction, Flag
@@ -26,6 +26,7 @@ from ztunnel.failure import describe, status_of
 from ztunnel.flow import MAX_NAME_BYTES, Arrival, Flow, Remembered
 from ztunnel.metrics import Traffic
 from ztunnel.network import Address, Cancellable
+from ztunnel.overload import OVERLOADED
 
 # Connections of one pod that have not proven who they are (reference/threats.md 4).
 MAX_HANDSHAKES = 1024
@@ -37,6 +38,8 @@ class InboundHandshake(ProxiedConnection):
     Args:
         on_done: Called once, with the verified channel, or with None after a failure.
     """
+
+    __slots__ = ("_on_done", "_socket")
 
     direction = Direction.INBOUND
 
@@ -58,7 +61,13 @@ class InboundHandshake(ProxiedConnection):
             self._socket.close()
             self._done(exc)
             return
+        prepare_hbone(self.context.reactor, self._socket)
         accept_tls(self.context.reactor, self._socket, tls, self._done)
+
+    def refuse(self, reason: str) -> None:
+        """Close it unheard."""
+        self._socket.close()
+        self.finish(reason, Flag.CONNECT)
 
     def give_up(self, reason: Closed) -> None:
         """Nothing to do: the handshake has its own deadline, and what it gives then is aborted."""
@@ -77,6 +86,8 @@ class InboundHandshake(ProxiedConnection):
 class InboundStream(ProxiedConnection):
     """One CONNECT."""
 
+    __slots__ = ("_dialling", "_request", "_tunnel")
+
     direction = Direction.INBOUND
 
     def __init__(self, context: Context, tunnel: InboundTunnel, request: TunnelRequest) -> None:
@@ -87,6 +98,11 @@ class InboundStream(ProxiedConnection):
 
     def begin(self) -> None:
         """Ask whether the target is ours."""
+        headroom = self.context.reactor.headroom
+        if headroom.tight:
+            headroom.refused("memory")
+            self._refuse(503, OVERLOADED, Flag.CONNECT)
+            return
         me = self.context.me
         if me is None:
             self._refuse(503, "unknown workload", Flag.CONNECT)
@@ -123,7 +139,10 @@ class InboundStream(ProxiedConnection):
             self._refuse(status_of(result), reason, flag)
             return
         application = SocketChannel(self.context.reactor, result)
-        self.join(self._request.accept(self._response_headers()), application)
+        stream = self._request.accept(self._response_headers())
+        # What was asked is known by now, and would live as long as the connection.
+        stream.headers = self._request.headers = ()
+        self.join(stream, application)
 
     def _response_headers(self) -> Headers:
         me = self.context.me
@@ -139,6 +158,18 @@ class InboundStream(ProxiedConnection):
     def _refuse(self, status: int, reason: str, flag: Flag) -> None:
         self._request.refuse(status)
         self.finish(reason, flag)
+
+
+class InboundFault(ProxiedConnection):
+    """What a peer did wrong outside any CONNECT that was served: a record, and nothing else."""
+
+    direction = Direction.INBOUND
+
+    def __init__(self, context: Context, tunnel: InboundTunnel) -> None:
+        super().__init__(context, tunnel.source, (tunnel.pod_ip, HBONE_PORT))
+
+    def give_up(self, reason: Closed) -> None:
+        """Nothing is held."""
 
 
 class InboundTunnel:
@@ -164,7 +195,11 @@ class InboundTunnel:
         self._on_closed = on_closed
         self._arrivals: Remembered[tuple[str, str], Arrival] = Remembered(context.mesh)
         self._connection = TunnelConnection(
-            context.reactor, channel, on_request=self._requested, on_closed=self._closed
+            context.reactor,
+            channel,
+            on_request=self._requested,
+            on_closed=self._closed,
+            on_rejected=self._rejected,
         )
 
     def goaway(self) -> None:
@@ -225,5 +260,17 @@ class InboundTunnel:
     def _requested(self, request: TunnelRequest) -> None:
         InboundStream(self._context, self, request).begin()
 
+    def _rejected(self, status: int, reason: str) -> None:
+        InboundFault(self._context, self).finish(
+            f"http status {status}: {reason}" if status else reason, Flag.CONNECT
+        )
+
     def _closed(self, exc: Exception | None) -> None:
+        match exc:
+            case TlsError():
+                InboundFault(self._context, self).finish(*describe(exc))
+            case RemoteProtocolError():
+                InboundFault(self._context, self).finish(f"http2 failure: {exc}", Flag.H2_HANDSHAKE_FAILURE)
+            case _:
+                pass  # An ordinary end, or a lost connection: its streams have their records.
         self._on_closed(self)

@@ -7,6 +7,7 @@ new work, the old goes on), and at the end of the last connection ``on_drained``
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
@@ -15,8 +16,9 @@ import trio
 
 from ambient.engine.listener import Listener
 from ambient.engine.pool import Dialler, OnConnected, TunnelPool
-from ambient.engine.tls import TlsChannel, connect_tls
+from ambient.engine.tls import TlsChannel, connect_tls, prepare_hbone
 from ambient.errors import Unavailable
+from ambient.model.identity import SpiffeId
 from ambient.model.policy import Policy, decide
 from ambient.model.pool_plan import PoolKey
 from ambient.model.record import Flag
@@ -60,6 +62,7 @@ class WorkloadProxy:
         self._on_drained: Callable[[WorkloadProxy], None] | None = on_drained
         self._listeners: dict[int, Listener] = {}
         self._tunnels: set[InboundTunnel] = set()
+        self._sources: Counter[SpiffeId] = Counter()  # Tunnels by who is at their other end.
         self._waiting = 0
         self._policies: tuple[Policy, ...] | None = None
         self._pool = TunnelPool(context.reactor, hbone_dialler(context))
@@ -174,10 +177,20 @@ class WorkloadProxy:
 
     def dump(self) -> dict[str, object]:
         """Plain data for people."""
+        me, identity = self.context.me, self.context.identity
+        connections: dict[str, list[dict[str, str]]] = {"inbound": [], "outbound": []}
+        for each in self.context.open.all():
+            found = each.dump()
+            connections[found.pop("direction")].append(found)
         return {
-            "state": "draining" if self.draining else "up",
-            "identity": str(self.context.identity),
-            "connections": [each.dump() for each in self.context.open.all()],
+            "state": "Draining" if self.draining else "Up",
+            "connections": connections,
+            "info": {
+                "name": me.name if me is not None else "",
+                "namespace": identity.namespace,
+                "trustDomain": identity.trust_domain,
+                "serviceAccount": identity.service_account,
+            },
             "statistics": asdict(self.statistics()),
         }
 
@@ -188,13 +201,13 @@ class WorkloadProxy:
         PassthroughConnection(self.context, sock).begin()
 
     def _accepted_hbone(self, sock: socket.socket) -> None:
-        if self._waiting >= MAX_HANDSHAKES:
-            sock.close()
-            return
         try:
             handshake = InboundHandshake(self.context, sock, self._shaken)
         except OSError:
             sock.close()  # Reset while it waited in the queue: nobody is there to be recorded.
+            return
+        if self._waiting >= MAX_HANDSHAKES:
+            handshake.refuse(f"over {MAX_HANDSHAKES} connections without an identity")
             return
         self._waiting += 1
         handshake.begin()
@@ -204,6 +217,12 @@ class WorkloadProxy:
         if channel is None:
             return
         self.handshakes += 1
+        identity, most = channel.peer_identity, self.context.reactor.limits.tunnels_per_identity
+        if self._sources[identity] >= most:
+            channel.abort()
+            handshake.finish(f"over {most} connections of {identity}", Flag.CONNECT)
+            return
+        self._sources[identity] += 1
         tunnel = InboundTunnel(self.context, channel, handshake.source, self._tunnel_closed)
         self._tunnels.add(tunnel)
         handshake.leave()
@@ -213,6 +232,9 @@ class WorkloadProxy:
 
     def _tunnel_closed(self, tunnel: InboundTunnel) -> None:
         self._tunnels.discard(tunnel)
+        self._sources[tunnel.identity] -= 1
+        if not self._sources[tunnel.identity]:
+            del self._sources[tunnel.identity]
         self._maybe_drained()
 
     def _say_goodbye(self) -> None:
@@ -252,6 +274,7 @@ def hbone_dialler(context: Context) -> Dialler:
                 result.close()
                 on_connected(exc)
                 return
+            prepare_hbone(context.reactor, result)
             connect_tls(context.reactor, result, tls, key.identities, on_connected)
 
         context.network.dial((key.ip, key.port), dialled)

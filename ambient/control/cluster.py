@@ -28,6 +28,7 @@ from ambient.control.registry_builder import RegistryBuilder
 from ambient.control.registry_plan import Registry
 from ambient.control.schedule_plan import Placed, choose_node
 from ambient.control.store_plan import Store
+from ambient.control.survey import Agents
 from ambient.control.waypoints_plan import Waypoint
 from ambient.errors import ConfigError
 from ambient.model.addressing import NETNS, AddressPlan
@@ -60,6 +61,7 @@ class Cluster:
         self.clock = clock
         self.bell = Bell()
         self.distribution = Distribution(self, self.bell)
+        self.agents = Agents(self.distribution, clock)
         self.store = Store.fresh(clock())
         self.nodes: tuple[str, ...] = ()
         self.engines: dict[str, str] = {}
@@ -220,6 +222,10 @@ class Cluster:
         if pod.capture.phase is Phase.FAILED and before.phase is not Phase.FAILED:
             log.warning("%s could not be captured: %s", pod.uid, report.reason)
         self._dirty = True
+
+    def frame_received(self, peer: Peer, frame: Mapping[str, Any]) -> None:
+        """Take what agents say beyond the wire that all daemons speak."""
+        self.agents.received(peer, frame)
 
     def link_changed(self) -> None:
         """Something was acked or reported, or a link came or went."""

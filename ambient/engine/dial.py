@@ -16,9 +16,6 @@ from ambient.engine.channel import SocketChannel
 from ambient.engine.netns import socket_in
 from ambient.engine.reactor import OUT, Reactor, Timer
 
-# Istio's CONNECTION_TIMEOUT (ztunnel.md 2.1).
-DIAL_DEADLINE = 10.0
-
 DialDone: TypeAlias = Callable[[socket.socket | OSError], None]
 
 
@@ -115,7 +112,7 @@ def dial_socket(
     mark: int | None = None,
     source: tuple[str, int] | None = None,
     transparent: bool = False,
-    deadline: float = DIAL_DEADLINE,
+    deadline: float | None = None,
 ) -> Dialling:
     """Connect to (ip, port); *on_done* gets the connected non-blocking socket (TCP_NODELAY), or the
     OSError (``TimeoutError`` at the deadline). Never calls back before it returns.
@@ -124,11 +121,18 @@ def dial_socket(
         source: (ip, port 0) to bind before connecting; foreign if *transparent*.
     """
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    if deadline is None:
+        deadline = reactor.limits.dial
     dialling = Dialling(reactor, on_done)
     try:
         sock = socket_in(netns_fd, family, mark=mark, transparent=transparent)
     except OSError as exc:
         dialling._fail_soon(exc)
+        return dialling
+    if sock.fileno() >= reactor.headroom.dials_below:
+        reactor.headroom.refused("descriptors")
+        sock.close()
+        dialling._fail_soon(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
         return dialling
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -153,7 +157,7 @@ def dial(
     mark: int | None = None,
     source: tuple[str, int] | None = None,
     transparent: bool = False,
-    deadline: float = DIAL_DEADLINE,
+    deadline: float | None = None,
 ) -> Dialling:
     """``dial_socket``, giving a ``SocketChannel``."""
 

@@ -11,7 +11,6 @@ listeners; some 40 us together.
 from __future__ import annotations
 
 import logging
-import os
 import select
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -40,6 +39,7 @@ from ambient.redirect.attestation_plan import (
     retry_delay,
 )
 from ambient.redirect.plan import Capture
+from ambient.redirect.pod_capture import Existing
 from ambient.redirect.sockets import PROXY_PORTS
 
 log = logging.getLogger("agent")
@@ -48,6 +48,8 @@ log = logging.getLogger("agent")
 PAUSE_SECONDS = 0.05
 # Pods looked at before others may run; a look takes 40 us.
 LOOKS_IN_A_ROW = 25
+# Older connections of one pod that are asked for at one look, 6 us each; the rest when these have ended.
+MAX_CONNECTIONS_ASKED = 64
 
 
 class Subject(Protocol):
@@ -72,6 +74,13 @@ class Subject(Protocol):
     @property
     def capture(self) -> Capture:
         """What is captured of it."""
+
+    @property
+    def existing(self) -> Existing:
+        """Connections older than its capture."""
+
+    @existing.setter
+    def existing(self, value: Existing) -> None: ...
 
     def judged(self, verdict: Repair | GiveUp) -> None:
         """Act."""
@@ -114,13 +123,19 @@ class _Lost:
 
 @dataclass(frozen=True, slots=True)
 class AttestationStatistics:
-    """What was seen and done so far; *repairs* and *given_up* by what and since the agent's start."""
+    """What is, and what was seen and done since the agent's start.
+
+    Attributes:
+        repairs: By what was put right.
+        plaintext: Uid -> how many connections older than its enrollment still live, where there are any.
+    """
 
     enrolled: int
     lost: int
     checks: int
     given_up: int
     repairs: Mapping[str, int]
+    plaintext: Mapping[str, int]
 
 
 class Attestor:
@@ -148,7 +163,11 @@ class Attestor:
         """For metrics and reports."""
         enrolled = sum(1 for each in self._subjects.values() if each.attestable)
         lost = sum(1 for each in self._subjects.values() if each.lost)
-        return AttestationStatistics(enrolled, lost, self._checks, self._given_up, dict(self._repairs))
+        older = {uid: len(each.existing.kept) for uid, each in self._subjects.items() if not each.lost}
+        plaintext = {uid: number for uid, number in older.items() if number}
+        return AttestationStatistics(
+            enrolled, lost, self._checks, self._given_up, dict(self._repairs), plaintext
+        )
 
     async def run(self) -> None:
         """Attest until cancelled."""
@@ -204,6 +223,9 @@ class Attestor:
             self._forget(uid)
             return
         self._checks += 1
+        if subject.existing.kept:
+            living = watched.watch.living(subject.existing.kept[:MAX_CONNECTIONS_ASKED])
+            subject.existing = Existing(tuple(living) + subject.existing.kept[MAX_CONNECTIONS_ASKED:])
         verdict, watched.past = decide(seen, watched.past, now, self._ztunnel_now())
         self._obey(uid, subject, verdict)
 
@@ -283,10 +305,18 @@ class Attestor:
         found = watched.watch.listeners()
         if len(found) == len(PROXY_PORTS) and found == watched.holders:
             return Listeners.OURS, ""
-        if self._sockets is None:
-            # An upgraded ztunnel's listeners may be held by us alone for a moment.
-            self._sockets = evidence.sockets_of((*self._ztunnel.pids(), os.getpid()))
-        who, detail = evidence.listeners(found, PROXY_PORTS, self._sockets)
+        known = self._sockets is not None
+        who, detail = evidence.listeners(found, PROXY_PORTS, self._ours())
+        if who is Listeners.FOREIGN and known:
+            # Opened since the last look at what we hold.
+            self._sockets = None
+            who, detail = evidence.listeners(found, PROXY_PORTS, self._ours())
         if who is Listeners.OURS:
             watched.holders = found
         return who, detail
+
+    def _ours(self) -> frozenset[int]:
+        """The sockets of the node daemon; an upgraded ztunnel's may be held by us alone for a moment."""
+        if self._sockets is None:
+            self._sockets = evidence.sockets_of((*self._ztunnel.pids(), "self"))
+        return self._sockets

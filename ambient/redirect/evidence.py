@@ -81,8 +81,12 @@ def listeners(
     return Listeners.OURS, ""
 
 
-def sockets_of(pids: Iterable[int]) -> frozenset[int]:
-    """Inodes of the sockets that processes hold; of those that we may not look at, none."""
+def sockets_of(pids: Iterable[int | str]) -> frozenset[int]:
+    """Inodes of the sockets that processes hold; of those that we may not look at, none.
+
+    Args:
+        pids: As /proc numbers them; ``"self"`` for this one.
+    """
     found: set[int] = set()
     for pid in pids:
         try:

@@ -15,6 +15,7 @@ import trio
 
 from ambient.errors import ProtocolError, Unavailable
 from ambient.redirect.fd_store import close_all
+from ambient.redirect.pids import shown_pid
 from ambient.wire.zds import (
     MAX_LISTENERS,
     MAX_PACKET_BYTES,
@@ -49,9 +50,11 @@ class ZtunnelLink:
         drained: Callable[[ZtunnelLink, str], None],
         passed: Callable[[ZtunnelLink, ListenersPassed | KeyPassed], None],
     ) -> None:
-        self.pid, self.uid, _ = struct.unpack(
+        pid, self.uid, _ = struct.unpack(
             "3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         )
+        # As /proc and people know it: who holds a pod's ports is read there.
+        self.pid = shown_pid(pid)
         self.wire = AgentConnection()
         self.greeted = trio.Event()
         self._sock = sock

@@ -23,7 +23,7 @@ from tests.flow.loopback import (
     read_all,
     until,
 )
-from ztunnel.admin import metrics_routes
+from ztunnel.exposition import exposition
 
 STRICT = Policy(
     key="istio-system/istio_converted_static_strict",
@@ -346,10 +346,9 @@ async def test_bytes_are_counted_while_they_flow_and_only_once(mesh: LoopbackMes
     web, api = mesh.workload("web"), mesh.workload("api")
     await mesh.enroll(web)
     await mesh.enroll(api)
-    metrics = metrics_routes(mesh.journal.metrics, mesh.proxies)["/metrics"]
 
     def counted(name: str) -> list[int]:
-        lines = metrics().body.splitlines()
+        lines = "".join(exposition(mesh.journal.metrics, mesh.proxies)).splitlines()
         return [
             int(line.rsplit(" ", 1)[1])
             for line in lines
