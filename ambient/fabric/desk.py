@@ -12,6 +12,7 @@ from ambient.engine.rpc import Call, RpcError, serve_admin
 from ambient.errors import AmbientError
 from ambient.fabric import rundir
 from ambient.fabric.daemons import PATIENCE_SECONDS, note
+from ambient.fabric.guests import Guests
 from ambient.fabric.nodes import Node
 from ambient.fabric.pods import Pods
 from ambient.fabric.table import Table
@@ -22,7 +23,7 @@ DEFAULT_TIMEOUT = 60.0
 
 @dataclass(slots=True)
 class Desk:
-    """The fabric's methods: ``status``, ``wait_ready``, ``restart``, ``down``.
+    """The fabric's methods: ``status``, ``wait_ready``, ``restart``, ``down``, and those of guests.
 
     Args:
         stop: Set to take the mesh down.
@@ -33,6 +34,7 @@ class Desk:
     table: Table
     pods: Pods
     stop: trio.Event
+    guests: Guests
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Answer until cancelled."""
@@ -41,6 +43,9 @@ class Desk:
             "wait_ready": self.wait_ready,
             "restart": self.restart,
             "down": self.down,
+            "adopt": self.guests.adopt,
+            "find_guest": self.guests.find,
+            "dismiss": self.guests.dismiss,
         }
         await serve_admin(
             f"{self.run_dir}/fabric.sock",
