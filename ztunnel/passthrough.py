@@ -21,6 +21,8 @@ from ztunnel.network import Cancellable
 class PassthroughConnection(ProxiedConnection):
     """A plaintext connection on its way to the application."""
 
+    __slots__ = ("_dialling", "_downstream", "_target")
+
     direction = Direction.INBOUND
 
     def __init__(self, context: Context, sock: socket.socket) -> None:

@@ -34,6 +34,7 @@ COMMANDS = {
     "exec": ("execute", "exec_", "Run a command inside a pod's network."),
     "logs": ("observe", "logs", "Print the log of a pod or a component."),
     "waypoint": ("waypoints", "waypoint", "Manage waypoints: apply, generate, list, status, delete."),
+    "ztunnel": ("ztunnels", "ztunnel", "Look into a node's ztunnel: what it knows, carries and logs."),
     "describe": (
         "describe",
         "describe",

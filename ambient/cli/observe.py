@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ambient.cli import output
+from ambient.cli import kinds, output
 from ambient.cli.session import DeskCommand, Session, pass_session
 from ambient.errors import ConfigError
 from ambient.wire.admin import CallFailed, ExitCode
@@ -146,13 +146,12 @@ def log_files(session: Session, what: str, container: str | None) -> list[Path]:
     """
     with session.fabric() as fabric:
         processes = fabric.call("status")["processes"]
-    kind, slash, rest = what.partition("/")
-    name = rest if slash and kind in ("pod", "pods", "po") else what
+    names = _pods_meant(session, what) or {what}
     folder = session.where / "logs"
     found = [
         path
         for one in processes
-        if _is_meant(one, name, session.namespace, container) and (path := _path(folder, one)) is not None
+        if _is_meant(one, names, session.namespace, container) and (path := _path(folder, one)) is not None
     ]
     if not found:
         raise CallFailed(
@@ -161,14 +160,28 @@ def log_files(session: Session, what: str, container: str | None) -> list[Path]:
     return sorted(set(found))
 
 
-def _is_meant(one: Mapping[str, Any], name: str, namespace: str | None, container: str | None) -> bool:
+def _pods_meant(session: Session, what: str) -> set[str]:
+    """The names of the pods that ``pod/NAME`` or ``deploy/NAME`` means; none if *what* has another form."""
+    alias, slash, name = what.partition("/")
+    if slash and alias in kinds.ALIASES["Pod"]:
+        return {name}
+    if not slash or alias not in kinds.ALIASES["Deployment"]:
+        return set()
+    with session.control() as control:
+        pods = control.call("get", kind="Pod", namespace=session.ns, name=None)
+    return {kinds.name_of(pod) for pod in kinds.pods_of(pods, "Deployment", name)}
+
+
+def _is_meant(
+    one: Mapping[str, Any], names: Container[str], namespace: str | None, container: str | None
+) -> bool:
     role, node, pod = str(one.get("role", "")), str(one.get("node", "")), str(one.get("pod") or "")
     space, _, short = pod.rpartition("/")
     if container is not None and one.get("container") != container:
         return False
     if namespace is not None and space and space != namespace:
         return False
-    return name in (str(one.get("name", "")), role, f"{role}/{node}", pod, short)
+    return any(name in names for name in (str(one.get("name", "")), role, f"{role}/{node}", pod, short))
 
 
 def _path(folder: Path, one: Mapping[str, Any]) -> Path | None:

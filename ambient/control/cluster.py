@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, TypeAlias
 
 import trio
@@ -22,16 +24,16 @@ from ambient.control.distribution import Distribution, Peer
 from ambient.control.issuer import Issuer
 from ambient.control.pods import Pod, Role, Status
 from ambient.control.pods_plan import Wanted, wanted_pods
+from ambient.control.registry_builder import RegistryBuilder
 from ambient.control.registry_plan import Registry
-from ambient.control.resources_plan import services_of, workloads_of
 from ambient.control.schedule_plan import Placed, choose_node
 from ambient.control.store_plan import Store
 from ambient.control.survey import Agents
-from ambient.control.waypoints_plan import Waypoint, is_waypoint, waypoint_of
+from ambient.control.waypoints_plan import Waypoint
 from ambient.errors import ConfigError
 from ambient.model.addressing import NETNS, AddressPlan
-from ambient.model.authorization import Security, convert
-from ambient.model.enrollment import Mode, desired_mode
+from ambient.model.authorization import Security
+from ambient.model.enrollment import Mode, desired_mode, dns_capture
 from ambient.model.exclusions import exclusions_of
 from ambient.model.identity import SpiffeId
 from ambient.pki.authority import Issued
@@ -39,6 +41,9 @@ from ambient.wire.values import to_wire
 from ambient.wire.xds import NodePod, PodReport
 
 log = logging.getLogger("ambient.control")
+
+# However slow the machine, nobody waits longer for what has been reported; picked, not measured.
+LONGEST_REST_SECONDS = 0.05
 
 # Namespace and name of a pod: what stays when it is started anew.
 Key: TypeAlias = tuple[str, str]
@@ -62,12 +67,18 @@ class Cluster:
         self.engines: dict[str, str] = {}
         self.pod_labels: dict[tuple[str, str], dict[str, str | None]] = {}
         self.book = AddressBook()
+        self._guests: dict[Key, Wanted] = {}
+        self._dismissed: set[Key] = set()
         self._pods: dict[str, Pod] = {}
         self._by_key: dict[Key, Pod] = {}
         self._generations: dict[tuple[str, str], int] = {}
         self._programmed: set[tuple[str, str]] = set()
         self._watchers: list[trio.MemorySendChannel[dict[str, Any]]] = []
         self._registry = Registry()
+        self._builder = RegistryBuilder(self.book.of_service)
+        self._node_pods: dict[str, tuple[NodePod, ...]] = {}
+        self._due: trio.Event | None = None
+        self._news: list[Callable[[], None]] = []
         self._dirty = True
         self._wanted: tuple[Wanted, ...] = ()
         self._planned: Store | None = None
@@ -90,9 +101,7 @@ class Cluster:
 
     def waypoints(self) -> dict[tuple[str, str], Waypoint]:
         """Every waypoint, by namespace and name."""
-        gateways = [each for each in self.store.of_kind("Gateway") if is_waypoint(each)]
-        made = [waypoint_of(each, (each.namespace, each.name) in self._programmed) for each in gateways]
-        return {(each.namespace, each.name): each for each in made}
+        return self._builder.waypoints(self.store, self._programmed)
 
     # What happens -------------------------------------------------------------------------------
 
@@ -107,6 +116,7 @@ class Cluster:
         if not self.nodes:
             self.nodes = names
             self.book = AddressBook(plan, names)
+            self._builder = RegistryBuilder(self.book.of_service)
         self.changed()
 
     def commit(self, store: Store) -> None:
@@ -128,22 +138,96 @@ class Cluster:
 
     def set_status(self, uid: str, status: Status) -> None:
         """Take the supervisor's word on a pod; of one that is gone it does not matter."""
+        self._news.append(partial(self._take_status, uid, status))
+        self.soon()
+
+    def _take_status(self, uid: str, status: Status) -> None:
         pod = self._pods.get(uid)
         if pod is not None and pod.status != status:
             if pod.capture.phase is Phase.FAILED and pod.status.pid != status.pid:
                 pod.capture = Capture()  # What stood in the way may have ended with the old process.
             pod.status = status
-            self.changed()
+            self._dirty = True
+
+    def welcome(self, wanted: Wanted) -> Pod:
+        """Take in the guest that *wanted* describes, as a pod that is not in the mesh yet.
+
+        Asked again for the same one, nothing changes, but that it is not to leave any more.
+
+        Raises:
+            ConfigError: its name or one of its addresses is another's, or its namespace or node is not there.
+        """
+        key, guest = (wanted.namespace, wanted.name), wanted.guest
+        assert guest is not None
+        known = self._guests.get(key)
+        if known is not None and known.guest is not None and known.guest.status.netns == guest.status.netns:
+            self._dismissed.discard(key)
+            return self._by_key[key]
+        if self.store.get("Namespace", "", wanted.namespace) is None:
+            raise ConfigError(f"namespace {wanted.namespace!r} does not exist; see: ambient get namespaces")
+        if guest.node not in self.nodes:
+            raise ConfigError(f"no node {guest.node!r}: the nodes are {', '.join(self.nodes)}")
+        if self.pod(*key) is not None or any((each.namespace, each.name) == key for each in self._wanted):
+            raise ConfigError(f"there is a pod {wanted.namespace}/{wanted.name} already; give another --name")
+        for pod in self._pods.values():
+            if taken := set(pod.addresses) & set(guest.addresses):
+                raise ConfigError(f"{min(taken)} is the address of pod {pod.namespace}/{pod.name} already")
+        self._guests[key] = wanted
+        self._dismissed.discard(key)
+        self.changed()
+        return self._by_key[key]
+
+    def dismiss(self, key: Key, *, vanished: bool) -> None:
+        """Forget a guest: at once if it has *vanished*, else when it has left the mesh.
+
+        Raises:
+            ConfigError: there is no such guest.
+        """
+        if key not in self._guests:
+            raise ConfigError(f"{key[0]}/{key[1]} is no guest of this mesh")
+        if vanished:
+            del self._guests[key]
+        else:
+            self._dismissed.add(key)
+        self.changed()
 
     def changed(self) -> None:
         """Something that the registry depends on changed."""
         self._dirty = True
         self.reconcile()
 
+    async def run(self) -> None:
+        """Do what ``soon`` asks for until cancelled: reconcile, then rest as long as that took.
+
+        A thousand pods report one by one; reconciling for each costs a thousand times a thousand. What comes
+        meanwhile is done together, and the daemons that are to answer get at least half of the CPU.
+        """
+        self._due = trio.Event()
+        try:
+            while True:
+                await self._due.wait()
+                self._due = trio.Event()
+                started = time.perf_counter()
+                self.reconcile()
+                await trio.sleep(min(time.perf_counter() - started, LONGEST_REST_SECONDS))
+        finally:
+            self._due = None
+
+    def soon(self) -> None:
+        """Have ``run`` reconcile; where nobody runs it, do so now."""
+        if self._due is None:
+            self.reconcile()
+        else:
+            self._due.set()
+
     def reconcile(self) -> None:
         """Make everything follow, until nothing moves any more."""
+        news, self._news = self._news, []
+        for each in news:
+            each()
         while any((self._plan_pods(), self._step_captures(), self._publish())):
             pass
+        self._node_pods.clear()
         self.bell.ring()
 
     # The owner of the links ---------------------------------------------------------------------
@@ -154,15 +238,26 @@ class Cluster:
 
     def node_pods(self, node: str) -> tuple[NodePod, ...]:
         """The pods whose capture is the agent's business: those with a proxy of their own are not."""
-        mine = [pod for pod in self.pods() if pod.node == node and pod.status.netns and _agents(pod)]
-        return tuple(map(_node_pod, mine))
+        if not self._node_pods:  # Asked by every link at every ring, and true until something moves.
+            made: dict[str, list[NodePod]] = {name: [] for name in self.nodes}
+            for pod in self.pods():
+                if pod.status.netns and _agents(pod):
+                    made[pod.node].append(_node_pod(pod))
+            self._node_pods = {name: tuple(pods) for name, pods in made.items()}
+        return self._node_pods.get(node, ())
 
     def certify(self, peer: Peer, identity: SpiffeId, csr: bytes) -> Issued:
         """Sign, or say why not."""
         return self.issuer.certify(peer, self._pods.values(), identity, csr)
 
     def pod_reported(self, peer: Peer, report: PodReport) -> None:
-        """Take an agent's word on a pod of its node."""
+        """Take an agent's word on a pod of its node, with the next ``reconcile``.
+
+        Not before: who sees that a pod is enrolled must find the registry that says so.
+        """
+        self._news.append(partial(self._take_report, peer, report))
+
+    def _take_report(self, peer: Peer, report: PodReport) -> None:
         pod = self._pods.get(report.pod)
         if pod is None or peer.role != "agent" or pod.node != peer.node:
             log.debug("%s reported %s of %s, which is not there", peer, report.state, report.pod)
@@ -178,7 +273,7 @@ class Cluster:
 
     def link_changed(self) -> None:
         """Something was acked or reported, or a link came or went."""
-        self.reconcile()
+        self.soon()
 
     # Watching pods ------------------------------------------------------------------------------
 
@@ -187,11 +282,14 @@ class Cluster:
         # Unbounded: the only reader is the supervisor that started us, and pods are few.
         send, receive = trio.open_memory_channel[dict[str, Any]](math.inf)
         for pod in self.pods():
-            send.send_nowait({"type": "add", "pod": pod_event(pod)})
+            if not pod.guest:
+                send.send_nowait({"type": "add", "pod": pod_event(pod)})
         self._watchers.append(send)
         return receive
 
     def _tell(self, kind: str, pod: Pod) -> None:
+        if pod.guest:
+            return  # Nobody here runs it.
         for watcher in list(self._watchers):
             try:
                 watcher.send_nowait({"type": kind, "pod": pod_event(pod)})
@@ -205,11 +303,20 @@ class Cluster:
             return False
         if self._planned is not self.store:
             self._planned, self._wanted = self.store, wanted_pods(self.store)
-        wanted = {(each.namespace, each.name): each for each in self._wanted}
+        self._forget_dismissed()
+        wanted = self._guests | {(each.namespace, each.name): each for each in self._wanted}
         moved = [self._remove_ended(pod, wanted) for pod in list(self._pods.values()) if pod.ending]
         moved += [self._end(pod) for pod in self._outdated(wanted)]
         moved += [self._add(each) for key, each in wanted.items() if key not in self._by_key]
         return any(moved)
+
+    def _forget_dismissed(self) -> None:
+        """Let dismissed guests go whose last proxied connection has ended."""
+        for key in tuple(self._dismissed):
+            pod = self._by_key.get(key)
+            if pod is None or (pod.capture.phase in (Phase.OUT, Phase.FAILED) and not pod.capture.draining):
+                self._dismissed.discard(key)
+                self._guests.pop(key, None)
 
     def _outdated(self, wanted: Mapping[Key, Wanted]) -> Iterator[Pod]:
         """Pods that nobody wants, or wants otherwise; never so many that an owner has too few ready ones."""
@@ -267,7 +374,9 @@ class Cluster:
             engine=wanted.engine or self.engines.get(wanted.namespace, "ambient"),
             labels=self._labels(key, wanted.spec.labels),
         )
-        pod.mode = Mode.SIDECAR if self.desired(pod) is Mode.SIDECAR else Mode.NONE
+        if wanted.guest is not None:
+            pod.guest, pod.status = True, wanted.guest.status
+        pod.mode = Mode.SIDECAR if self.desired(pod) is Mode.SIDECAR and not pod.guest else Mode.NONE
         self._pods[pod.uid] = self._by_key[key] = pod
         self._dirty = True
         self._tell("add", pod)
@@ -275,15 +384,21 @@ class Cluster:
 
     def _fits(self, wanted: Wanted) -> bool:
         """Whether there is room now; ``apply`` sees to it that there will be once old pods have ended."""
-        return wanted.spec.host_network or any(map(self.book.has_room, self.nodes))
+        if wanted.spec.host_network or wanted.guest is not None:
+            return True
+        return any(map(self.book.has_room, self.nodes))
 
     def _place(self, wanted: Wanted) -> str:
+        if wanted.guest is not None:
+            return wanted.guest.node
         placed = [Placed(pod.node, f"{pod.namespace}/{pod.owner}") for pod in self._pods.values()]
         owner = f"{wanted.namespace}/{wanted.owner}"
         nodes = [name for name in self.nodes if wanted.spec.host_network or self.book.has_room(name)]
         return choose_node(nodes, placed, owner=owner, preferred=wanted.spec.nodes)
 
     def _addresses(self, wanted: Wanted, node: str, before: Pod | None) -> tuple[str, ...]:
+        if wanted.guest is not None:
+            return wanted.guest.addresses
         if before is not None and before.spec.host_network == wanted.spec.host_network:
             return before.addresses
         if before is not None:
@@ -312,9 +427,7 @@ class Cluster:
         if not self._dirty:
             return False
         self._dirty = False
-        now = self._build()
-        if not now.same_as(self._registry):
-            self._registry = now
+        self._registry = self._builder.build(self._registry, self.store, self._programmed, self.pods())
         for pod in self._pods.values():
             pod.capture = published(pod.capture, self._registry.version)
             if pod.ending and not pod.leaving_version:
@@ -332,19 +445,9 @@ class Cluster:
         if after != self._programmed:
             self._programmed, self._dirty = after, True
 
-    def _build(self) -> Registry:
-        waypoints = self.waypoints()
-        security = self.security()
-        return Registry(
-            version=self._registry.version + 1,
-            workloads=workloads_of(self.store, self.pods(), waypoints, security),
-            services=services_of(self.store, waypoints, self.book.of_service),
-            policies={policy.key: policy for policy in security.policies},
-        )
-
     def security(self) -> Security:
         """What the security objects mean."""
-        return convert(each.object for each in self.store.entries.values())
+        return self._builder.security(self.store)
 
 
 def pod_event(pod: Pod) -> dict[str, Any]:
@@ -377,5 +480,6 @@ def _node_pod(pod: Pod) -> NodePod:
         netns=pod.status.netns,
         mode="ambient" if pod.capture.captured else "none",
         existing=pod.existing,
+        dns_capture=dns_capture(pod.spec.annotations),
         exclusions=exclusions_of(pod.spec.annotations),
     )

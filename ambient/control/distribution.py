@@ -126,8 +126,12 @@ class Link:
 
     async def _receive(self) -> None:
         async for data in self._stream:
-            for event in self._end.receive_data(bytes(data)):
+            events = self._end.receive_data(bytes(data))
+            for event in events:
                 self._take(event)
+            if events:
+                self._bell.ring()
+                self._owner.link_changed()
         self._end.receive_data(b"")
 
     def _take(self, event: Greeted | Acked | CertificateAsked | PodReported | Extra) -> None:
@@ -142,8 +146,6 @@ class Link:
                 self._owner.pod_reported(self.peer, report)
             case Extra(frame):
                 self._owner.frame_received(self.peer, frame)
-        self._bell.ring()
-        self._owner.link_changed()
 
     def _acked(self, nonce: int, error: str) -> None:
         self._unacked.pop(nonce, None)

@@ -124,6 +124,10 @@ class Mesh:
         """The service with this virtual address; that of *namespace* wins among several."""
         return self._choose(self._keys_by_address.get(ip), namespace)
 
+    def services_named(self, hostname: str) -> tuple[Service, ...]:
+        """Every service with exactly this hostname (lower case), by key."""
+        return tuple(self._services[key] for key in sorted(self._keys_by_hostname.get(hostname, ())))
+
     def service_by_hostname(self, hostname: str, namespace: str = "") -> Service | None:
         """The service of this name as a client in *namespace* writes it.
 

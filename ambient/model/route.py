@@ -33,6 +33,8 @@ DNS_PORT = 15053
 
 # The proxy's own listeners in a pod: dialling one would be a call to ourselves.
 OWN_PORTS = frozenset({OUTBOUND_PORT, INBOUND_PLAINTEXT_PORT, HBONE_PORT, DNS_PORT})
+# Beside them admin, metrics and readiness: a pod that has them is a proxy, and no tunnel leads to those.
+RESERVED_PORTS = OWN_PORTS | {15000, 15020, 15021}
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +177,7 @@ def admit(mesh: Mesh, me: Workload, connection_ip: str, authority: str, source: 
         found = _admit_as_waypoint(mesh, me, connection_ip, host, port)
     else:
         found = _admit_name(mesh, me, connection_ip, host, port)
-    if isinstance(found, Admitted) and found.ip == connection_ip and found.port in OWN_PORTS:
+    if isinstance(found, Admitted) and found.ip == connection_ip and found.port in RESERVED_PORTS:
         return Rejected(503, f"attempted recursive call to ourselves: port {found.port}")
     return found
 

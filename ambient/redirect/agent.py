@@ -11,14 +11,14 @@ import os
 import signal
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
 from ambient.engine import pages
 from ambient.engine.follow import Follow
 from ambient.engine.netns import listen_in
-from ambient.errors import ConfigError
+from ambient.errors import ConfigError, Unavailable
 from ambient.model.addressing import NETNS
 from ambient.model.explain import refuses_strangers
 from ambient.redirect.attestation import Attestor
@@ -49,6 +49,7 @@ class Settings:
         dns_addresses: What the name server listens on; none switches it off.
         dns_upstreams: Name servers for names outside the cluster.
         metrics_port: Where its own numbers are served on the node; 0: nowhere.
+        dns_capture: Whether pods' lookups may be sent to their proxy; false overrules every pod.
         services: Whether virtual addresses are translated here (``loopback`` has nothing to translate).
     """
 
@@ -56,6 +57,7 @@ class Settings:
     zds_path: str
     dns_addresses: tuple[str, ...] = NETNS.dns
     dns_upstreams: tuple[str, ...] = ()
+    dns_capture: bool = True
     services: bool = True
     metrics_port: int = METRICS_PORT
 
@@ -73,6 +75,8 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
         node=environment["NODE_NAME"],
         zds_path=environment["INPOD_UDS"],
         dns_upstreams=tuple(environment.get("AMBIENT_DNS_UPSTREAMS", "").split()),
+        # The name and the meaning that ztunnel gives it: the two must agree.
+        dns_capture=environment.get("ISTIO_META_DNS_CAPTURE", "true").lower() == "true",
     )
 
 
@@ -107,14 +111,14 @@ class Agent:
         """Serve until SIGTERM or SIGINT; the pods stay as they are.
 
         Raises:
-            Unavailable: control has gone.
+            Unavailable: control has gone before it had said anything.
             OSError: a socket cannot be had.
         """
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 await nursery.start(self._zds.run)
-                nursery.start_soon(self._follow.run)
+                nursery.start_soon(self._follow_control)
                 await self._follow.synchronised()
                 nursery.start_soon(self._attestor.run)
                 nursery.start_soon(self._serve_metrics)
@@ -123,6 +127,15 @@ class Agent:
                 nursery.start_soon(self._serve_names)
                 async for _ in signals:
                     nursery.cancel_scope.cancel()
+
+    async def _follow_control(self) -> None:
+        try:
+            await self._follow.run()
+        except* Unavailable as group:
+            if not self._follow.knows:
+                raise Unavailable("control went away before it had said anything") from group
+            # Pods stay enrolled, and what ztunnel's life depends on stays held, until ``ambient down``.
+            log.error("control has gone: no pod can be enrolled or released any more")
 
     async def _serve_names(self) -> None:
         while self._settings.dns_addresses:
@@ -140,15 +153,16 @@ class Agent:
         except OSError as exc:
             log.error("no metrics on port %d: %s", self._settings.metrics_port, exc.strerror)
             return
-        await pages.serve(listener, {"/metrics": self._metrics})
+        await pages.serve(listener, {"/metrics": {"GET": self._metrics}})
 
-    def _metrics(self) -> pages.Answer:
+    def _metrics(self, _query: pages.Query) -> pages.Answer:
         return pages.Answer(200, exposition(self._attestor.statistics()), METRICS_TYPE)
 
     def _pods_named(self, pods: tuple[NodePod, ...]) -> None:
         """Control's full list of this node's pods."""
         assert self._nursery is not None
-        named = {pod.uid: pod for pod in pods}
+        allowed = self._settings.dns_capture
+        named = {pod.uid: pod if allowed else replace(pod, dns_capture=False) for pod in pods}
         for uid in self._pods.keys() - named.keys():
             self._pods.pop(uid).gone()
         for uid, pod in named.items():

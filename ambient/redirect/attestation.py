@@ -341,10 +341,18 @@ class Attestor:
         found = watched.watch.listeners()
         if len(found) == len(PROXY_PORTS) and found == watched.holders:
             return Listeners.OURS, ""
-        if self._sockets is None:
-            # An upgraded ztunnel's listeners may be held by us alone for a moment.
-            self._sockets = evidence.sockets_of((*self._ztunnel.pids(), "self"))
-        who, detail = evidence.listeners(found, PROXY_PORTS, self._sockets)
+        known = self._sockets is not None
+        who, detail = evidence.listeners(found, PROXY_PORTS, self._ours())
+        if who is Listeners.FOREIGN and known:
+            # Opened since the last look at what we hold.
+            self._sockets = None
+            who, detail = evidence.listeners(found, PROXY_PORTS, self._ours())
         if who is Listeners.OURS:
             watched.holders = found
         return who, detail
+
+    def _ours(self) -> frozenset[int]:
+        """The sockets of the node daemon; an upgraded ztunnel's may be held by us alone for a moment."""
+        if self._sockets is None:
+            self._sockets = evidence.sockets_of((*self._ztunnel.pids(), "self"))
+        return self._sockets

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from ambient.control.cluster import Cluster
 from ambient.control.distribution import Peer
 from ambient.control.service import make_cluster, serve
 from ambient.engine.rpc import AdminClient
+from ambient.errors import Unavailable
 from ambient.model.identity import SpiffeId
 from ambient.model.manifest import parse_manifests
 from ambient.model.mesh import Mesh
@@ -165,18 +166,22 @@ class FakeFabric:
         return daemon
 
     async def watch(self) -> None:
-        """Do what the events say."""
-        async with self.client.stream("watch_pods") as events:
-            async for event in events:
-                pod = event["pod"]
-                self.log.append(f"{event['type']} {pod['name']} {pod['mode']}")
-                if event["type"] == "remove":
-                    del self.pods[pod["uid"]]
-                    await self._stop_proxy(pod["uid"])
-                else:
-                    self.pods[pod["uid"]] = pod
-                    await self._start(pod)
-                self.news.ring()
+        """Do what the events say, as long as control is there."""
+        with suppress(Unavailable):
+            async with self.client.stream("watch_pods") as events:
+                async for event in events:
+                    await self._obey(event)
+
+    async def _obey(self, event: dict[str, Any]) -> None:
+        pod = event["pod"]
+        self.log.append(f"{event['type']} {pod['name']} {pod['mode']}")
+        if event["type"] == "remove":
+            del self.pods[pod["uid"]]
+            await self._stop_proxy(pod["uid"])
+        else:
+            self.pods[pod["uid"]] = pod
+            await self._start(pod)
+        self.news.ring()
 
     async def _start(self, pod: dict[str, Any]) -> None:
         role = "waypoint" if pod["role"] == "waypoint" else "sidecar" if pod["mode"] == "sidecar" else ""
