@@ -260,6 +260,7 @@ class Attestor:
         """The quick look: the pod is to the byte what it was when all was well."""
         return (
             watched.fingerprint != b""
+            and self._ztunnel_now() is not attestation_plan.Ztunnel.AWAY
             and (watched.capture is (now := subject.capture) or watched.capture == now)
             and evidence.namespace_at(subject.path, watched.identity) is Namespace.SAME
             and watched.watch.fingerprint() == watched.fingerprint
@@ -323,6 +324,8 @@ class Attestor:
         if namespace is not Namespace.SAME:
             return Seen(namespace=namespace)
         who, detail = self._listeners(watched)
+        if who is Listeners.OURS and self._ztunnel_now() is attestation_plan.Ztunnel.AWAY:
+            who, detail = Listeners.HELD, "nobody accepts its connections: no ztunnel serves this node"
         return Seen(listeners=who, rules=self._see_rules(watched, subject.capture), detail=detail)
 
     def _see_rules(self, watched: _Watched, capture: Capture) -> Rules:

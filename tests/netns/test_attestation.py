@@ -124,6 +124,7 @@ async def test_a_ztunnel_that_stays_away_is_admitted(
 ) -> None:
     """Never rules without listeners: not captured, or closed; and enrolled again when one is there."""
     monkeypatch.setattr(attestation_plan, "ZTUNNEL_SECONDS", 0.1)
+    monkeypatch.setattr(attestation_plan, "HELD_SECONDS", 0.1)
     monkeypatch.setattr(zds_server, "CONNECT_DEADLINE", 0.1)
     async with enrolled(tmp_path, mesh) as (it, control, ztunnel):
         ztunnel.close()
