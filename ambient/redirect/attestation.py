@@ -260,7 +260,7 @@ class Attestor:
         """The quick look: the pod is to the byte what it was when all was well."""
         return (
             watched.fingerprint != b""
-            and self._ztunnel_now() is not attestation_plan.Ztunnel.AWAY
+            and (self._ztunnel.connected or bool(self._ztunnel.pids()))
             and (watched.capture is (now := subject.capture) or watched.capture == now)
             and evidence.namespace_at(subject.path, watched.identity) is Namespace.SAME
             and watched.watch.fingerprint() == watched.fingerprint
