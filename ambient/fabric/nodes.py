@@ -34,6 +34,11 @@ def zds_path(run_dir: str, node: str) -> str:
     return f"{run_dir}/nodes/{node}/zds.sock"
 
 
+def cni_path(run_dir: str, node: str) -> str:
+    """Where the node's agent listens for ambient-cni."""
+    return f"{run_dir}/nodes/{node}/cni.sock"
+
+
 def node_environment(base: Mapping[str, str], run_dir: str, plan: NodePlan) -> dict[str, str]:
     """What every daemon of a node is told."""
     return {
@@ -41,6 +46,7 @@ def node_environment(base: Mapping[str, str], run_dir: str, plan: NodePlan) -> d
         "NODE_NAME": plan.name,
         "AMBIENT_NODE_IP": plan.ip,
         "INPOD_UDS": zds_path(run_dir, plan.name),
+        "AMBIENT_CNI_SOCKET": cni_path(run_dir, plan.name),
     }
 
 

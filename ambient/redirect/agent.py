@@ -18,11 +18,12 @@ import trio
 from ambient.engine.follow import Follow
 from ambient.errors import ConfigError
 from ambient.model.addressing import NETNS
+from ambient.redirect.cni_server import CniServer
 from ambient.redirect.dns_server import DnsServer
 from ambient.redirect.pod_keeper import Around, PodKeeper
 from ambient.redirect.vips import VirtualAddresses
 from ambient.redirect.zds_server import Named, ZdsServer
-from ambient.wire.xds import NodePod
+from ambient.wire.xds import NodePod, PodReport
 
 log = logging.getLogger("agent")
 
@@ -37,6 +38,7 @@ class Settings:
     Attributes:
         node: Name of its node.
         zds_path: Where ztunnel finds it.
+        cni_path: Where ambient-cni finds it; "" for nowhere.
         dns_addresses: What the name server listens on; none switches it off.
         dns_upstreams: Name servers for names outside the cluster.
         services: Whether virtual addresses are translated here (``loopback`` has nothing to translate).
@@ -44,6 +46,7 @@ class Settings:
 
     node: str
     zds_path: str
+    cni_path: str = ""
     dns_addresses: tuple[str, ...] = NETNS.dns
     dns_upstreams: tuple[str, ...] = ()
     services: bool = True
@@ -61,6 +64,7 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
     return Settings(
         node=environment["NODE_NAME"],
         zds_path=environment["INPOD_UDS"],
+        cni_path=environment.get("AMBIENT_CNI_SOCKET", ""),
         dns_upstreams=tuple(environment.get("AMBIENT_DNS_UPSTREAMS", "").split()),
     )
 
@@ -79,6 +83,7 @@ class Agent:
         self._vips = VirtualAddresses(self._follow.mesh, settings.node)
         self._dns = DnsServer(lambda: self._follow.mesh, settings.dns_upstreams)
         self._pods: dict[str, PodKeeper] = {}
+        self._cni = CniServer(settings.cni_path, self._keeper, self._zds)
         self._known = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._follow.on_update = self._vips.mesh_changed
@@ -99,6 +104,8 @@ class Agent:
                 await nursery.start(self._zds.run)
                 nursery.start_soon(self._follow.run)
                 await self._follow.synchronised()
+                if self._settings.cni_path:
+                    nursery.start_soon(self._cni.run)
                 if self._settings.services:
                     nursery.start_soon(self._vips.run)
                 nursery.start_soon(self._serve_names)
@@ -123,10 +130,22 @@ class Agent:
             if uid in self._pods:
                 self._pods[uid].want(pod)
                 continue
-            keeper = self._pods[uid] = PodKeeper(pod, Around(self._zds, self._follow.report))
+            keeper = self._pods[uid] = PodKeeper(pod, Around(self._zds, self._reported))
             keeper.recall()
             self._nursery.start_soon(keeper.run)
         self._known.set()
+        self._cni.changed()
+
+    def _reported(self, report: PodReport) -> None:
+        self._follow.report(report)
+        self._cni.changed()
+
+    def _keeper(self, namespace: str, name: str) -> PodKeeper | None:
+        """The newest pod of that name."""
+        found = [
+            each for each in self._pods.values() if (each.pod.namespace, each.pod.name) == (namespace, name)
+        ]
+        return found[-1] if found else None
 
     async def _snapshot(self) -> list[Named]:
         await self._known.wait()

@@ -42,9 +42,10 @@ def install(netns: int, capture: Capture) -> None:
     """Capture the pod, whatever stood there; connections already captured live on.
 
     The routes come first: with a rule but without its route an answer would leave for the client and
-    never pass the proxy.
+    never pass the proxy. They lead to loopback, which not every runtime has brought up by then.
     """
     with NetlinkSocket(netns) as nl:
+        nl.set_up("lo")
         for rule, route in zip(ROUTING_RULES, LOCAL_ROUTES, strict=True):
             nl.add_route(route, link="lo", table=ROUTING_TABLE, local=True)
             with suppress(FileExistsError):

@@ -70,11 +70,13 @@ class PodKeeper:
     Attributes:
         pod: What control said last.
         state: Where it stands.
+        reason: Why it failed, if it did.
     """
 
     def __init__(self, pod: NodePod, around: Around) -> None:
         self.pod = pod
         self.state = State.NONE
+        self.reason = ""
         self._around = around
         self._netns: int | None = None
         self._served = False
@@ -167,10 +169,10 @@ class PodKeeper:
         except (OSError, AmbientError) as exc:
             reason = str(exc) or type(exc).__name__
             log.error("%s is not enrolled: %s", self.pod.uid, reason)
-            self.state = State.FAILED
+            self.state, self.reason = State.FAILED, reason
             self._report(reason, started=started)
             return
-        self.state = State.ENROLLED
+        self.state, self.reason = State.ENROLLED, ""
         log.info("%s is enrolled; %d established connections kept", self.pod.uid, kept)
         self._report(kept=kept, started=started)
 
