@@ -12,6 +12,7 @@ from contextlib import suppress
 from enum import Enum, auto
 
 from ambient.engine.netlink import NetlinkSocket
+from ambient.redirect.listing import Found
 from ambient.redirect.plan import (
     LOCAL_ROUTES,
     ROUTING_RULES,
@@ -22,7 +23,8 @@ from ambient.redirect.plan import (
     drain_plan,
 )
 from ambient.wire import netlink_route, nft_dump, nft_encode
-from ambient.wire.netlink import NETLINK_NETFILTER
+from ambient.wire.netlink import AF_INET, AF_INET6, NETLINK_NETFILTER
+from ambient.wire.netlink_route import RTN_LOCAL
 from ambient.wire.nft import Table
 
 # Well below what the kernel takes from anybody (net.core.wmem_max, 212,992 by default, counted twice).
@@ -86,6 +88,26 @@ def standing(netns: int) -> Standing:
     if any(nft_dump.stands(capture_plan(Capture(dns=dns)), rules) for dns in (False, True)):
         return Standing.CAPTURED
     return Standing.DRAINING if nft_dump.stands(drain_plan(), rules) else Standing.DAMAGED
+
+
+def read(netns: int) -> Found:
+    """Read from the kernel everything of ours, rule by rule."""
+    with NetlinkSocket(netns, NETLINK_NETFILTER) as nl:
+        chains = _chains(nl, TABLE)
+        dumped = nl.dump(nft_encode.dump_rules(TABLE)) if chains else []
+    with NetlinkSocket(netns) as nl:
+        there = [each for family in (AF_INET, AF_INET6) for each in nl.rules(family)]
+        routes = {
+            index
+            for index, family in enumerate((AF_INET, AF_INET6))
+            if any(each.table == ROUTING_TABLE and each.kind == RTN_LOCAL for each in nl.routes(family))
+        }
+    return Found(
+        chains=frozenset(chains),
+        rules=tuple(map(nft_dump.decode_rule, dumped)),
+        routing_rules=frozenset(index for index, rule in enumerate(ROUTING_RULES) if rule in there),
+        routes=frozenset(routes),
+    )
 
 
 def put(netns: int | None, table: Table) -> None:

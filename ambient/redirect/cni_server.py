@@ -1,4 +1,4 @@
-"""What the node's agent answers ``ambient-cni``: has control a word on this pod, and is it captured?"""
+"""What the node's agent answers at its socket: ambient-cni (is this pod captured?) and the desk (how?)."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ class CniServer:
             "cni_check": self.check,
             "cni_del": self.delete,
             "cni_status": self.status,
+            "redirect_show": self.show,
         }
         await serve_admin(
             Path(self._path), methods, on_failure=lambda exc: log.error("a CNI call failed: %r", exc)
@@ -107,6 +108,18 @@ class CniServer:
         if not self._ztunnels.connected:
             raise Unavailable("no ztunnel is connected to this node's agent")
         return {}
+
+    async def show(self, call: Call) -> dict[str, Any]:
+        """What should stand in a pod's namespace and what does; for ``ambient redirect show``.
+
+        Raises:
+            RpcError: the agent has no such pod.
+        """
+        _require_owner(call)
+        keeper = self._find(*_who(call.params))
+        if keeper is None:
+            raise RpcError(FAILED, "the node's agent has no such pod: it is not running, or has a sidecar")
+        return keeper.show()
 
     async def _named(self, namespace: str, name: str, netns: int) -> PodKeeper:
         with trio.move_on_after(NAMED_SECONDS):

@@ -16,15 +16,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
 import trio
 
 from ambient.engine.netns import open_netns
 from ambient.errors import AmbientError, ConfigError
 from ambient.model.identity import DEFAULT_TRUST_DOMAIN, SpiffeId
-from ambient.redirect import backend, pod_capture
+from ambient.redirect import backend, listing, pod_capture
 from ambient.redirect.backend import Standing
+from ambient.redirect.plan import capture_plan, drain_plan
+from ambient.wire.nft import Table
 from ambient.wire.xds import NodePod, PodReport
 from ambient.wire.zds import WorkloadInfo
 
@@ -126,6 +128,29 @@ class PodKeeper:
                     self.state = State.NONE
         except (OSError, AmbientError) as exc:
             log.debug("%s: %s", self.pod.uid, exc)
+
+    def should_stand(self) -> Table | None:
+        """The rules that its namespace should hold now."""
+        if self.state is State.ENROLLED:
+            return capture_plan(pod_capture.capture_of(self.pod))
+        return drain_plan() if self.state is State.DRAINING else None
+
+    def show(self) -> dict[str, Any]:
+        """What should stand in its namespace and what does, as text.
+
+        Raises:
+            ConfigError: it has no namespace.
+        """
+        would = capture_plan(pod_capture.capture_of(self.pod))
+        should = listing.planned(self.should_stand())
+        does = listing.standing(backend.read(self._open()), (would, drain_plan()))
+        return {
+            "uid": self.pod.uid,
+            "state": self.state.value,
+            "plan": should or listing.planned(would),
+            "kernel": does,
+            "diff": listing.difference(should, does),
+        }
 
     async def run(self) -> None:
         """Follow ``want`` until ``gone``. A cancelled one leaves the pod as it stands: agents come and go."""
