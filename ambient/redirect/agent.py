@@ -18,6 +18,8 @@ import trio
 from ambient.engine.follow import Follow
 from ambient.errors import ConfigError
 from ambient.model.addressing import NETNS
+from ambient.redirect import backend
+from ambient.redirect.backends import Backend, choose
 from ambient.redirect.cni_server import CniServer
 from ambient.redirect.dns_server import DnsServer
 from ambient.redirect.pod_keeper import Around, PodKeeper
@@ -39,6 +41,7 @@ class Settings:
         node: Name of its node.
         zds_path: Where ztunnel finds it.
         cni_path: Where ambient-cni finds it; "" for nowhere.
+        rules: How rules are put into pods.
         dns_addresses: What the name server listens on; none switches it off.
         dns_upstreams: Name servers for names outside the cluster.
         services: Whether virtual addresses are translated here (``loopback`` has nothing to translate).
@@ -47,6 +50,7 @@ class Settings:
     node: str
     zds_path: str
     cni_path: str = ""
+    rules: Backend = backend
     dns_addresses: tuple[str, ...] = NETNS.dns
     dns_upstreams: tuple[str, ...] = ()
     services: bool = True
@@ -56,7 +60,7 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
     """Read the environment.
 
     Raises:
-        ConfigError: a name is missing.
+        ConfigError: a name is missing, or a value is none of those there are.
     """
     for name in ("NODE_NAME", "INPOD_UDS"):
         if not environment.get(name):
@@ -65,6 +69,7 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
         node=environment["NODE_NAME"],
         zds_path=environment["INPOD_UDS"],
         cni_path=environment.get("AMBIENT_CNI_SOCKET", ""),
+        rules=choose(environment.get("AMBIENT_REDIRECT", "")),
         dns_upstreams=tuple(environment.get("AMBIENT_DNS_UPSTREAMS", "").split()),
     )
 
@@ -130,7 +135,7 @@ class Agent:
             if uid in self._pods:
                 self._pods[uid].want(pod)
                 continue
-            keeper = self._pods[uid] = PodKeeper(pod, Around(self._zds, self._reported))
+            keeper = self._pods[uid] = PodKeeper(pod, Around(self._zds, self._reported, self._settings.rules))
             keeper.recall()
             self._nursery.start_soon(keeper.run)
         self._known.set()

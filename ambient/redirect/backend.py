@@ -8,10 +8,12 @@ one transaction.
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from contextlib import suppress
 from enum import Enum, auto
 
 from ambient.engine.netlink import NetlinkSocket
+from ambient.redirect import listing
 from ambient.redirect.listing import Found
 from ambient.redirect.plan import (
     LOCAL_ROUTES,
@@ -46,12 +48,7 @@ def install(netns: int, capture: Capture) -> None:
     The routes come first: with a rule but without its route an answer would leave for the client and
     never pass the proxy. They lead to loopback, which not every runtime has brought up by then.
     """
-    with NetlinkSocket(netns) as nl:
-        nl.set_up("lo")
-        for rule, route in zip(ROUTING_RULES, LOCAL_ROUTES, strict=True):
-            nl.add_route(route, link="lo", table=ROUTING_TABLE, local=True)
-            with suppress(FileExistsError):
-                nl.run(netlink_route.add_rule(rule))
+    add_routing(netns)
     table = capture_plan(capture)
     if not _stands(netns, table):
         put(netns, table)
@@ -68,6 +65,21 @@ def remove(netns: int) -> None:
     with NetlinkSocket(netns, NETLINK_NETFILTER) as nl:
         if _chains(nl, TABLE):
             nl.transaction(nft_encode.delete(TABLE))
+    remove_routing(netns)
+
+
+def add_routing(netns: int) -> None:
+    """Lead the answers to foreign addresses back to the proxy: not netfilter's part, and the same for all."""
+    with NetlinkSocket(netns) as nl:
+        nl.set_up("lo")
+        for rule, route in zip(ROUTING_RULES, LOCAL_ROUTES, strict=True):
+            nl.add_route(route, link="lo", table=ROUTING_TABLE, local=True)
+            with suppress(FileExistsError):
+                nl.run(netlink_route.add_rule(rule))
+
+
+def remove_routing(netns: int) -> None:
+    """Undo ``add_routing``; loopback stays up."""
     with NetlinkSocket(netns) as nl:
         for rule, route in zip(ROUTING_RULES, LOCAL_ROUTES, strict=True):
             with suppress(FileNotFoundError):
@@ -108,6 +120,16 @@ def read(netns: int) -> Found:
         routing_rules=frozenset(index for index, rule in enumerate(ROUTING_RULES) if rule in there),
         routes=frozenset(routes),
     )
+
+
+def planned(table: Table | None) -> list[str]:
+    """The lines of what should stand."""
+    return listing.planned(table)
+
+
+def present(netns: int, known: Sequence[Table]) -> list[str]:
+    """The lines of what stands."""
+    return listing.standing(read(netns), known)
 
 
 def put(netns: int | None, table: Table) -> None:

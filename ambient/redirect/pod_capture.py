@@ -6,7 +6,8 @@ import os
 
 from ambient.engine.netns import netns_identity, open_netns
 from ambient.errors import ConfigError
-from ambient.redirect import backend, sockets
+from ambient.redirect import sockets
+from ambient.redirect.backends import Backend
 from ambient.redirect.plan import Capture
 from ambient.wire.xds import NodePod
 
@@ -37,10 +38,10 @@ def capture_of(pod: NodePod) -> Capture:
     return Capture(dns=pod.dns_capture)
 
 
-def install(netns: int, pod: NodePod) -> int:
+def install(rules: Backend, netns: int, pod: NodePod) -> int:
     """Install the rules and do with older connections what *pod* says; returns how many are kept."""
     older = sockets.established(netns)
-    backend.install(netns, capture_of(pod))
+    rules.install(netns, capture_of(pod))
     if pod.existing != "reset":
         return len(older)
     return len(older) - sockets.reset(netns, older)

@@ -25,6 +25,7 @@ from ambient.errors import AmbientError, ConfigError
 from ambient.model.identity import DEFAULT_TRUST_DOMAIN, SpiffeId
 from ambient.redirect import backend, listing, pod_capture
 from ambient.redirect.backend import Standing
+from ambient.redirect.backends import Backend
 from ambient.redirect.plan import capture_plan, drain_plan
 from ambient.wire.nft import Table
 from ambient.wire.xds import NodePod, PodReport
@@ -64,6 +65,7 @@ class Around:
 
     ztunnel: Ztunnel
     report: Callable[[PodReport], None]
+    rules: Backend = backend
 
 
 class PodKeeper:
@@ -119,7 +121,7 @@ class PodKeeper:
     def recall(self) -> None:
         """Read from the kernel where the pod stands; for an agent that has just started."""
         try:
-            match backend.standing(self._open()):
+            match self._around.rules.standing(self._open()):
                 case Standing.CAPTURED | Standing.DAMAGED:
                     self.state, self._served = State.ENROLLED, True
                 case Standing.DRAINING:
@@ -142,12 +144,13 @@ class PodKeeper:
             ConfigError: it has no namespace.
         """
         would = capture_plan(pod_capture.capture_of(self.pod))
-        should = listing.planned(self.should_stand())
-        does = listing.standing(backend.read(self._open()), (would, drain_plan()))
+        rules = self._around.rules
+        should = rules.planned(self.should_stand())
+        does = rules.present(self._open(), (would, drain_plan()))
         return {
             "uid": self.pod.uid,
             "state": self.state.value,
-            "plan": should or listing.planned(would),
+            "plan": should or rules.planned(would),
             "kernel": does,
             "diff": listing.difference(should, does),
         }
@@ -210,7 +213,7 @@ class PodKeeper:
             await self._around.ztunnel.add(self._workload(), netns)
             # From here on a ztunnel that comes anew is told of it, though the rules are not there yet.
             self._served = True
-            return await trio.to_thread.run_sync(pod_capture.install, netns, self.pod)
+            return await trio.to_thread.run_sync(pod_capture.install, self._around.rules, netns, self.pod)
         except BaseException:
             with trio.CancelScope(shield=True):
                 await self._undo(netns, was)
@@ -219,7 +222,7 @@ class PodKeeper:
     async def _undo(self, netns: int, was: State) -> None:
         """Back to where it was: nothing, or draining."""
         self._served = False
-        undo = backend.drain if was is State.DRAINING else backend.remove
+        undo = self._around.rules.drain if was is State.DRAINING else self._around.rules.remove
         with suppress(OSError):
             await trio.to_thread.run_sync(undo, netns)
         await self._around.ztunnel.delete(self.pod.uid)
@@ -227,7 +230,9 @@ class PodKeeper:
     async def _mend(self, asked: bool) -> None:
         """It is enrolled as it should be; make sure of the rules and say so."""
         try:
-            await trio.to_thread.run_sync(backend.install, self._open(), pod_capture.capture_of(self.pod))
+            await trio.to_thread.run_sync(
+                self._around.rules.install, self._open(), pod_capture.capture_of(self.pod)
+            )
         except (OSError, AmbientError) as exc:
             log.error("the rules of %s cannot be mended: %s", self.pod.uid, exc)
         if asked:
@@ -236,9 +241,9 @@ class PodKeeper:
     async def _release(self, started: float) -> None:
         try:
             netns = self._open()
-            if backend.standing(netns) is Standing.NONE:
+            if self._around.rules.standing(netns) is Standing.NONE:
                 raise ConfigError("it is not captured")
-            await trio.to_thread.run_sync(backend.drain, netns)
+            await trio.to_thread.run_sync(self._around.rules.drain, netns)
         except (OSError, AmbientError) as exc:
             log.info("%s has nothing to release: %s", self.pod.uid, exc)
             self.state = State.NONE
@@ -252,7 +257,7 @@ class PodKeeper:
     async def _finish(self) -> None:
         if self._netns is not None:
             with suppress(OSError):
-                await trio.to_thread.run_sync(backend.remove, self._netns)
+                await trio.to_thread.run_sync(self._around.rules.remove, self._netns)
         self.state = State.NONE
         log.info("%s has left the mesh", self.pod.uid)
         self._report()
@@ -265,7 +270,7 @@ class PodKeeper:
         await self._around.ztunnel.delete(self.pod.uid)
         if self._netns is not None:
             with suppress(OSError):
-                await trio.to_thread.run_sync(backend.remove, self._netns)
+                await trio.to_thread.run_sync(self._around.rules.remove, self._netns)
 
     def _open(self) -> int:
         """The pod's namespace, opened once: its path may come to mean another one.
