@@ -8,9 +8,10 @@ from ambient.model.address import format_hostport
 from ambient.model.identity import SpiffeId
 from ambient.model.policy import Connection
 from ambient.model.record import AccessRecord, Direction, Flag, Peer
-from ambient.model.workload import Workload
+from ambient.model.workload import HBONE_PORT, Workload
 from ztunnel.context import Context
 from ztunnel.failure import describe, is_ordinary_end
+from ztunnel.flow import Flow
 from ztunnel.metrics import Series, Traffic
 from ztunnel.network import Address
 
@@ -31,19 +32,25 @@ class ProxiedConnection:
 
     Attributes:
         facts: What policy decided about, for inbound connections.
+        traceparent: Of the CONNECT that carries it, if records tell of traces.
     """
+
+    __slots__ = (
+        "_counted", "_destination", "_finished", "_flow", "_relay", "_series", "_source", "_started",
+        "context", "facts", "traceparent",
+    )  # fmt: skip
 
     direction: Direction
 
     def __init__(self, context: Context, source: Address, destination: Address) -> None:
         self.context = context
         self.facts: Connection | None = None
+        self.traceparent = ""
         self._source = source
         self._destination = destination
         self._started = context.reactor.now()
-        self._traffic: Traffic | None = None
+        self._flow: Flow | None = None
         self._series: Series | None = None
-        self._hbone_address = ""
         self._relay: Relay | None = None
         self._counted = (0, 0)
         self._finished = False
@@ -61,9 +68,7 @@ class ProxiedConnection:
         destination_identity: SpiffeId | None = None,
     ) -> None:
         """Say whose connection it is; it is counted as opened from now on. Later calls correct the record."""
-        self._destination = address
-        self._hbone_address = hbone_address
-        self._traffic = Traffic(
+        traffic = Traffic(
             reporter=self.direction.reporter,
             source=source,
             destination=destination,
@@ -71,8 +76,17 @@ class ProxiedConnection:
             source_identity=source_identity,
             destination_identity=destination_identity,
         )
+        self.attribute_to(Flow(traffic, address, hbone_address))
+
+    def attribute_to(self, flow: Flow) -> None:
+        """``attribute`` where others were before it."""
+        self._flow = flow
         if self._series is None:
-            self._series = self.context.journal.opened(self._traffic)
+            if flow.series is None:
+                flow.series = self.context.journal.opened(flow.traffic)
+            else:
+                flow.series.opened += 1
+            self._series = flow.series
 
     def join(self, downstream: Channel, upstream: Channel) -> None:
         """Move bytes until both ends are done, then finish."""
@@ -99,6 +113,10 @@ class ProxiedConnection:
         self._finished = True
         if self._series is not None:
             self._add(self._series, requested, responded)
+        if error and self._relay is None:
+            self.context.journal.failed(
+                self.direction.reporter, self._flow.traffic if self._flow else None, flag
+            )
         self.context.journal.ended(self._record(error, flag, requested, responded), self._series)
         self.context.open.discard(self)
 
@@ -130,11 +148,16 @@ class ProxiedConnection:
         return self._finished
 
     def dump(self) -> dict[str, str]:
-        """Plain data for people."""
+        """Plain data for people, under ztunnel's names."""
+        flow = self._flow
+        actual = flow.address if flow else self._destination
+        inner = flow.hbone_address if flow else ""
         return {
             "direction": self.direction.value,
-            "source": format_hostport(*self._source),
-            "destination": self._hbone_address or format_hostport(*self._destination),
+            "protocol": "HBONE" if inner or actual[1] == HBONE_PORT else "TCP",
+            "src": format_hostport(*self._source),
+            "originalDst": inner or format_hostport(*actual),
+            "actualDst": format_hostport(*actual),
         }
 
     def _relayed(self, counts: RelayCounts) -> None:
@@ -150,22 +173,31 @@ class ProxiedConnection:
 
     def _record(self, error: str, flag: Flag, requested: int, responded: int) -> AccessRecord:
         outbound = self.direction is Direction.OUTBOUND
-        traffic = self._traffic
+        flow = self._flow
+        if flow is None:
+            source, destination = self._peer(self._source), self._peer(self._destination)
+        else:
+            traffic = flow.traffic
+            source = flow.source or self._peer(self._source, traffic.source, traffic.source_identity)
+            if not outbound:
+                flow.source = source  # Those that share the flow came by one tunnel.
+            if flow.destination is None:
+                flow.destination = self._peer(flow.address, traffic.destination, traffic.destination_identity)
+            destination = flow.destination
         return AccessRecord(
             ended=self.context.journal.now(),
             direction=self.direction,
-            source=self._peer(self._source, *((traffic.source, traffic.source_identity) if traffic else ())),
-            destination=self._peer(
-                self._destination, *((traffic.destination, traffic.destination_identity) if traffic else ())
-            ),
-            hbone_address=self._hbone_address,
-            service=traffic.service if traffic else "",
+            source=source,
+            destination=destination,
+            hbone_address=flow.hbone_address if flow else "",
+            service=flow.traffic.service if flow else "",
             bytes_sent=requested if outbound else responded,
             bytes_received=responded if outbound else requested,
             duration=self.context.reactor.now() - self._started,
             error=error,
             flag=flag,
-            early=traffic is None,
+            early=flow is None,
+            trace=self.traceparent[3:35],
         )
 
     def _peer(

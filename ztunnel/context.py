@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from ambient.engine.reactor import Reactor
 from ambient.engine.tls import TlsContext
 from ambient.model.identity import SpiffeId
 from ambient.model.mesh import Mesh
+from ambient.model.route import Route
 from ambient.model.workload import Workload
 from ambient.wire.baggage import baggage_of, format_baggage
+from ztunnel.flow import Flow, Remembered
 from ztunnel.journal import Journal
 from ztunnel.network import Address, PodNetwork
 
 if TYPE_CHECKING:
     from ztunnel.connection import ProxiedConnection
+    from ztunnel.name_server import Names
 
 
 class Contexts(Protocol):
@@ -33,7 +35,7 @@ class OpenConnections:
 
     def __init__(self) -> None:
         self._open: dict[ProxiedConnection, None] = {}
-        self._peers: Counter[Address] = Counter()
+        self._peers: dict[Address, int] = {}
         self.on_empty: Callable[[], None] | None = None
 
     def __len__(self) -> int:
@@ -45,14 +47,18 @@ class OpenConnections:
     def add(self, connection: ProxiedConnection) -> None:
         """Take part until ``discard``."""
         self._open[connection] = None
-        self._peers[connection.source] += 1
+        peers, source = self._peers, connection.source
+        peers[source] = peers.get(source, 0) + 1
 
     def discard(self, connection: ProxiedConnection) -> None:
         """It has ended; tells ``on_empty`` if it was the last."""
         del self._open[connection]
-        self._peers[connection.source] -= 1
-        if not self._peers[connection.source]:
-            del self._peers[connection.source]
+        peers, source = self._peers, connection.source
+        left = peers[source] - 1
+        if left:
+            peers[source] = left
+        else:
+            del peers[source]
         if not self._open and self.on_empty is not None:
             self.on_empty()
 
@@ -68,6 +74,9 @@ class Context:
     Attributes:
         chance: A number in [0, 1), for whatever is left to chance.
         cluster: The cluster's name, in records and baggage.
+        names: What the name server of port 15053 needs; None for no name server.
+        routes: Outbound, by address and port, where they are not left to chance.
+        flows: Outbound, by destination workload, address, authority and service.
     """
 
     uid: str
@@ -81,7 +90,14 @@ class Context:
     chance: Callable[[], float]
     cluster: str = "Kubernetes"
     response_baggage: bool = True
+    names: Names | None = None
+    routes: Remembered[Address, Route] = field(init=False)
+    flows: Remembered[tuple[str, str, str, str], Flow] = field(init=False)
     _baggage: tuple[Workload, str] | None = None
+
+    def __post_init__(self) -> None:
+        self.routes = Remembered(self.mesh)
+        self.flows = Remembered(self.mesh)
 
     def baggage(self, me: Workload) -> str:
         """What we say about *me*, worked out once until it changes."""

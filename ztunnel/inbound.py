@@ -11,19 +11,22 @@ from collections.abc import Callable
 
 from ambient.engine.channel import SocketChannel
 from ambient.engine.netns import plain_address
-from ambient.engine.tls import TlsChannel, accept_tls
+from ambient.engine.tls import TlsChannel, TlsError, accept_tls, prepare_hbone
 from ambient.engine.tunnel import Headers, TunnelConnection, TunnelRequest
-from ambient.errors import Denied, Unavailable
+from ambient.errors import Denied, RemoteProtocolError, Unavailable
 from ambient.model.identity import SpiffeId
 from ambient.model.policy import Connection, enforce
 from ambient.model.record import Direction, Flag
 from ambient.model.route import Admitted, Rejected, admit
 from ambient.model.workload import HBONE_PORT, Workload
-from ambient.wire.baggage import parse_forwarded
+from ambient.wire.baggage import parse_forwarded, traceparent_in
 from ztunnel.connection import Closed, ProxiedConnection
 from ztunnel.context import Context
 from ztunnel.failure import describe, status_of
+from ztunnel.flow import MAX_NAME_BYTES, Arrival, Flow, Remembered
+from ztunnel.metrics import Traffic
 from ztunnel.network import Address, Cancellable
+from ztunnel.overload import OVERLOADED
 
 # Connections of one pod that have not proven who they are (reference/threats.md 4).
 MAX_HANDSHAKES = 1024
@@ -35,6 +38,8 @@ class InboundHandshake(ProxiedConnection):
     Args:
         on_done: Called once, with the verified channel, or with None after a failure.
     """
+
+    __slots__ = ("_on_done", "_socket")
 
     direction = Direction.INBOUND
 
@@ -56,7 +61,13 @@ class InboundHandshake(ProxiedConnection):
             self._socket.close()
             self._done(exc)
             return
+        prepare_hbone(self.context.reactor, self._socket)
         accept_tls(self.context.reactor, self._socket, tls, self._done)
+
+    def refuse(self, reason: str) -> None:
+        """Close it unheard."""
+        self._socket.close()
+        self.finish(reason, Flag.CONNECT)
 
     def give_up(self, reason: Closed) -> None:
         """Nothing to do: the handshake has its own deadline, and what it gives then is aborted."""
@@ -75,6 +86,8 @@ class InboundHandshake(ProxiedConnection):
 class InboundStream(ProxiedConnection):
     """One CONNECT."""
 
+    __slots__ = ("_dialling", "_request", "_tunnel")
+
     direction = Direction.INBOUND
 
     def __init__(self, context: Context, tunnel: InboundTunnel, request: TunnelRequest) -> None:
@@ -85,19 +98,24 @@ class InboundStream(ProxiedConnection):
 
     def begin(self) -> None:
         """Ask whether the target is ours."""
+        headroom = self.context.reactor.headroom
+        if headroom.tight:
+            headroom.refused("memory")
+            self._refuse(503, OVERLOADED, Flag.CONNECT)
+            return
         me = self.context.me
         if me is None:
             self._refuse(503, "unknown workload", Flag.CONNECT)
             return
+        if self.context.journal.json:
+            self.traceparent = traceparent_in(self._request.headers)
         self._request.on_cancelled(self._cancelled)
-        admission = admit(
-            self.context.mesh, me, self._tunnel.pod_ip, self._request.authority, self._tunnel.identity
-        )
-        match admission:
+        arrival = self._tunnel.arrival(me, self._request)
+        match arrival.admission:
             case Rejected(status, reason):
                 self._refuse(status, reason, Flag.CONNECT)
-            case Admitted():
-                self._admitted(me, admission)
+            case Admitted() as target:
+                self._admitted(target, arrival)
 
     def give_up(self, reason: Closed) -> None:
         """Answer it, so that the client need not wait for a deadline."""
@@ -105,22 +123,12 @@ class InboundStream(ProxiedConnection):
             self._dialling.cancel()
         self._request.refuse(403 if reason.flag is Flag.DENY else 503, str(reason))
 
-    def _admitted(self, me: Workload, target: Admitted) -> None:
-        identity = self._tunnel.identity
-        self.attribute(
-            source=self._tunnel.source_workload(),
-            destination=me,
-            address=(self._tunnel.pod_ip, HBONE_PORT),
-            hbone_address=self._request.authority,
-            service=target.service or self._service_meant(me),
-            source_identity=identity,
-            destination_identity=self.context.identity,
-        )
-        self.facts = Connection(identity, self._tunnel.source[0], target.ip, target.port)
-        try:
-            enforce(self.context.mesh.policies_for(me), self.facts)
-        except Denied as exc:
-            self._refuse(403, exc.reason, Flag.DENY)
+    def _admitted(self, target: Admitted, arrival: Arrival) -> None:
+        assert arrival.flow is not None
+        self.attribute_to(arrival.flow)
+        self.facts = arrival.facts
+        if arrival.denial:
+            self._refuse(403, arrival.denial, Flag.DENY)
             return
         self._dialling = self.context.network.dial(
             (target.ip, target.port), self._dialled, source=self._tunnel.source[0], live=self.context.open
@@ -133,21 +141,16 @@ class InboundStream(ProxiedConnection):
             self._refuse(status_of(result), reason, flag)
             return
         application = SocketChannel(self.context.reactor, result)
-        self.join(self._request.accept(self._response_headers()), application)
+        stream = self._request.accept(self._response_headers())
+        # What was asked is known by now, and would live as long as the connection.
+        stream.headers = self._request.headers = ()
+        self.join(stream, application)
 
     def _response_headers(self) -> Headers:
         me = self.context.me
         if me is None or not self.context.response_baggage:
             return ()
         return (("baggage", self.context.baggage(me)),)
-
-    def _service_meant(self, me: Workload) -> str:
-        # Only a label in records and metrics, and only if there is such a service: nothing rests on it.
-        for name, value in self._request.headers:
-            if name == "forwarded" and (found := parse_forwarded(value)) and found[1]:
-                service = self.context.mesh.service_by_hostname(found[1], me.namespace)
-                return service.key if service else ""
-        return ""
 
     def _cancelled(self) -> None:
         if self._dialling is not None:
@@ -157,6 +160,18 @@ class InboundStream(ProxiedConnection):
     def _refuse(self, status: int, reason: str, flag: Flag) -> None:
         self._request.refuse(status)
         self.finish(reason, flag)
+
+
+class InboundFault(ProxiedConnection):
+    """What a peer did wrong outside any CONNECT that was served: a record, and nothing else."""
+
+    direction = Direction.INBOUND
+
+    def __init__(self, context: Context, tunnel: InboundTunnel) -> None:
+        super().__init__(context, tunnel.source, (tunnel.pod_ip, HBONE_PORT))
+
+    def give_up(self, reason: Closed) -> None:
+        """Nothing is held."""
 
 
 class InboundTunnel:
@@ -180,8 +195,13 @@ class InboundTunnel:
         self.pod_ip = channel.local_address[0]
         self._context = context
         self._on_closed = on_closed
+        self._arrivals: Remembered[tuple[str, str], Arrival] = Remembered(context.mesh)
         self._connection = TunnelConnection(
-            context.reactor, channel, on_request=self._requested, on_closed=self._closed
+            context.reactor,
+            channel,
+            on_request=self._requested,
+            on_closed=self._closed,
+            on_rejected=self._rejected,
         )
 
     def goaway(self) -> None:
@@ -194,11 +214,66 @@ class InboundTunnel:
 
     def source_workload(self) -> Workload | None:
         """The workload at the peer's address, if that is who the certificate says."""
-        found = self._context.mesh.workload_by_address(self.source[0])
+        me = self._context.me
+        found = self._context.mesh.workload_by_address(self.source[0], me.node if me is not None else "")
         return found if found is not None and found.identity == self.identity else None
+
+    def arrival(self, me: Workload, request: TunnelRequest) -> Arrival:
+        """What becomes of *request*; asked of policy once for each target, until the mesh changes."""
+        forwarded = next((value for name, value in request.headers if name == "forwarded"), "")
+        known = request.authority, forwarded.partition(";")[2]
+        found = self._arrivals.get(known)
+        if found is None:
+            found = self._judge(me, request.authority, forwarded)
+            if len(known[0]) + len(known[1]) <= MAX_NAME_BYTES:
+                self._arrivals.keep(known, found)
+        return found
+
+    def _judge(self, me: Workload, authority: str, forwarded: str) -> Arrival:
+        context = self._context
+        target = admit(context.mesh, me, self.pod_ip, authority, self.identity)
+        if isinstance(target, Rejected):
+            return Arrival(target)
+        service = target.service or self._service_meant(me, forwarded)
+        traffic = Traffic(
+            reporter=Direction.INBOUND.reporter,
+            source=self.source_workload(),
+            destination=me,
+            service=service.partition("/")[2] or service,
+            source_identity=self.identity,
+            destination_identity=context.identity,
+        )
+        flow = Flow(traffic, (self.pod_ip, HBONE_PORT), authority)
+        arrival = Arrival(target, flow, Connection(self.identity, self.source[0], target.ip, target.port))
+        assert arrival.facts is not None
+        try:
+            enforce(context.mesh.policies_for(me), arrival.facts)
+        except Denied as exc:
+            arrival.denial = exc.reason
+        return arrival
+
+    def _service_meant(self, me: Workload, forwarded: str) -> str:
+        # Only a label in records and metrics, and only if there is such a service: nothing rests on it.
+        found = parse_forwarded(forwarded)
+        if not found or not found[1]:
+            return ""
+        service = self._context.mesh.service_by_hostname(found[1], me.namespace)
+        return service.key if service else ""
 
     def _requested(self, request: TunnelRequest) -> None:
         InboundStream(self._context, self, request).begin()
 
+    def _rejected(self, status: int, reason: str) -> None:
+        InboundFault(self._context, self).finish(
+            f"http status {status}: {reason}" if status else reason, Flag.CONNECT
+        )
+
     def _closed(self, exc: Exception | None) -> None:
+        match exc:
+            case TlsError():
+                InboundFault(self._context, self).finish(*describe(exc))
+            case RemoteProtocolError():
+                InboundFault(self._context, self).finish(f"http2 failure: {exc}", Flag.H2_HANDSHAKE_FAILURE)
+            case _:
+                pass  # An ordinary end, or a lost connection: its streams have their records.
         self._on_closed(self)

@@ -1,6 +1,8 @@
 """ztunnel's end of ZDS: follows the node agent, enrolls and removes workloads as it says.
 
-Running proxies survive a lost agent; on reconnection its snapshot says which of them are gone.
+Running proxies survive a lost agent; on reconnection its snapshot says which of them are gone. What we
+listen on and prove ourselves with is passed to the agent as soon as it is there, before the answer to the
+``add`` it belongs to: so an enrolled pod never depends on our life.
 """
 
 from __future__ import annotations
@@ -11,13 +13,27 @@ import os
 import random
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import trio
 
 from ambient.errors import RemoteProtocolError, Unavailable
-from ambient.wire.zds import MAX_PACKET_BYTES, SnapshotSent, WorkloadAdded, WorkloadRemoved, ZtunnelConnection
+from ambient.model.identity import SpiffeId
+from ambient.wire.zds import (
+    MAX_LISTENERS,
+    MAX_PACKET_BYTES,
+    KeyPassed,
+    ListenersPassed,
+    Retired,
+    SnapshotSent,
+    WorkloadAdded,
+    WorkloadRemoved,
+    ZtunnelConnection,
+    ZtunnelEvent,
+)
+from ztunnel.handover import NODE, Handover
+from ztunnel.in_order import InOrder, Turn
 from ztunnel.network import PodNetwork
 from ztunnel.proxies import Proxies
 
@@ -27,8 +43,8 @@ log = logging.getLogger("ztunnel")
 FIRST_BACKOFF = 0.01
 MAX_BACKOFF = 15.0
 
-# One more than may come, so that a second descriptor is seen and not cut off silently.
-_ANCILLARY_BYTES = socket.CMSG_SPACE(8 * array.array("i").itemsize)
+# One more than may come, so that a descriptor too many is seen and not cut off silently.
+_ANCILLARY_BYTES = socket.CMSG_SPACE((MAX_LISTENERS + 1) * array.array("i").itemsize)
 
 
 def backoff(failures: int, chance: float) -> float:
@@ -43,22 +59,47 @@ class AgentFollower:
         path: The agent's socket.
         network: Makes the pod's network from its namespace, which becomes the network's to close.
             Raises OSError if the descriptor is no network namespace of a pod.
+        handover: What the process before us left, and what is to survive us.
+
+    Attributes:
+        on_snapshot: Called whenever the agent has named everything.
+        on_retired: Called once, when a newer ztunnel has taken over.
+        retired: Whether one has.
     """
 
-    def __init__(self, path: str, proxies: Proxies, network: Callable[[int], PodNetwork]) -> None:
+    def __init__(
+        self, path: str, proxies: Proxies, network: Callable[[int], PodNetwork], handover: Handover
+    ) -> None:
+        self.on_snapshot: Callable[[], None] = lambda: None
+        self.on_retired: Callable[[], None] = lambda: None
         self.snapshot_received = False
+        self.retired = False
+        self._handover = handover
+        self._renewed: dict[SpiffeId, None] = {}
+        self._own_opened = False
         self._path = path
         self._proxies = proxies
         self._network = network
         self._namespaces: dict[str, tuple[int, int]] = {}
         self._drained: dict[str, None] = {}
         self._wake = trio.Event()
+        self._sending = trio.Lock()
         self._scope = trio.CancelScope()
         proxies.on_drained = self.drained
 
     def drained(self, uid: str) -> None:
         """Tell the agent, now or when it is back."""
         self._drained[uid] = None
+        self._wake.set()
+
+    def renewed(self, identity: SpiffeId) -> None:
+        """Have the agent hold the new certificate, now or when it is back."""
+        self._renewed[identity] = None
+        self._wake.set()
+
+    def own_opened(self) -> None:
+        """Have the agent hold the node's own listeners."""
+        self._own_opened = True
         self._wake.set()
 
     def stop(self) -> None:
@@ -91,12 +132,14 @@ class AgentFollower:
 
     async def _follow(self, sock: trio.socket.SocketType) -> None:
         connection = ZtunnelConnection()
-        await sock.send(connection.hello())
+        await sock.send(connection.hello(retired=self.retired))
+        self.own_opened()
         failure: Exception | None = None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._report_drained, connection, sock)
+            nursery.start_soon(self._report, connection, sock)
+            order = InOrder()
             try:
-                while await self._one_request(connection, sock):
+                while await self._one_request(connection, sock, order, nursery):
                     pass
             except (RemoteProtocolError, OSError) as exc:
                 failure = exc  # Raised again outside, where the nursery does not wrap it.
@@ -104,7 +147,13 @@ class AgentFollower:
         if failure is not None:
             raise failure
 
-    async def _one_request(self, connection: ZtunnelConnection, sock: trio.socket.SocketType) -> bool:
+    async def _one_request(
+        self,
+        connection: ZtunnelConnection,
+        sock: trio.socket.SocketType,
+        order: InOrder,
+        nursery: trio.Nursery,
+    ) -> bool:
         data, fds, truncated = await _receive(sock)
         if not data and not fds:
             return False
@@ -114,10 +163,47 @@ class AgentFollower:
             for fd in fds:
                 os.close(fd)
             raise
-        await sock.send(connection.ack(await self._act(event)))
+        match event:
+            case WorkloadAdded() | WorkloadRemoved():
+                uid = event.workload.uid if isinstance(event, WorkloadAdded) else event.uid
+                turn = order.turn(uid)
+                nursery.start_soon(self._side_by_side, connection, sock, event, order, turn, uid)
+            case _:
+                # About all of them, or about those to come: nothing overtakes it.
+                turn = order.turn()
+                await turn.earlier.wait()
+                await self._send(sock, connection.ack(await self._act(event)))
+                order.end(turn)
         return True
 
-    async def _act(self, event: WorkloadAdded | WorkloadRemoved | SnapshotSent) -> str:
+    async def _side_by_side(
+        self,
+        connection: ZtunnelConnection,
+        sock: trio.socket.SocketType,
+        event: WorkloadAdded | WorkloadRemoved,
+        order: InOrder,
+        turn: Turn,
+        uid: str,
+    ) -> None:
+        """Carry out what concerns one workload, while others wait for theirs."""
+        untouched = True
+        try:
+            await turn.same.wait()
+            untouched = False
+            error = await self._act(event)
+            await turn.earlier.wait()
+            if isinstance(event, WorkloadAdded) and not error:
+                await self._pass_listeners(connection, sock, uid)
+                await self._pass_key(connection, sock, event.workload.identity)
+            await self._send(sock, connection.ack(error))
+        except OSError as exc:
+            log.debug("no answer to the agent: %s", exc)  # Whoever reads sees it, too.
+        finally:
+            if untouched and isinstance(event, WorkloadAdded):
+                os.close(event.netns_fd)
+            order.end(turn, uid)
+
+    async def _act(self, event: ZtunnelEvent) -> str:
         """Do what was asked; returns the ack's error, or ""."""
         match event:
             case WorkloadAdded():
@@ -131,8 +217,22 @@ class AgentFollower:
             case SnapshotSent(uids):
                 for uid in self._proxies.running() - uids:
                     await self._remove(uid)
+                self._handover.settle()
                 self.snapshot_received = True
+                self.on_snapshot()
+            case ListenersPassed() | KeyPassed():
+                self._handover.received(event)
+            case Retired():
+                self._retire()
         return ""
+
+    def _retire(self) -> None:
+        if not self.retired:
+            log.info("a newer ztunnel serves this node; what is open goes on")
+            self.retired = True
+            self._renewed.clear()
+            self._proxies.retire()
+            self.on_retired()
 
     async def _add(self, event: WorkloadAdded) -> None:
         uid = event.workload.uid
@@ -140,13 +240,14 @@ class AgentFollower:
         namespace = (status.st_dev, status.st_ino)
         if uid in self._proxies.running() and self._namespaces.get(uid) == namespace:
             os.close(event.netns_fd)
+            self._handover.discard(uid)
             return
         try:
             network = self._network(event.netns_fd)
         except OSError:
             os.close(event.netns_fd)
             raise
-        await self._proxies.add(event.workload, network)
+        await self._proxies.add(event.workload, network, self._handover.take(uid))
         self._namespaces[uid] = namespace
         self._drained.pop(uid, None)
         log.info("serving %s as %s", uid, event.workload.identity)
@@ -158,16 +259,65 @@ class AgentFollower:
             # Nothing of it is left, and the agent waits to hear so.
             self.drained(uid)
 
-    async def _report_drained(self, connection: ZtunnelConnection, sock: trio.socket.SocketType) -> None:
+    async def _report(self, connection: ZtunnelConnection, sock: trio.socket.SocketType) -> None:
+        """Say what need not be asked for: who is drained, and what the agent is to hold."""
         while True:
-            for uid in tuple(self._drained):
-                try:
-                    await sock.send(connection.drained(uid))
-                except OSError:
-                    return  # The other direction sees it too; the uid is kept for the next connection.
-                self._drained.pop(uid, None)
+            try:
+                await self._say_all(connection, sock)
+            except OSError:
+                return  # The other direction sees it too; what was not said is kept for the next connection.
             await self._wake.wait()
             self._wake = trio.Event()
+
+    async def _say_all(self, connection: ZtunnelConnection, sock: trio.socket.SocketType) -> None:
+        for uid in tuple(self._drained):
+            await self._send(sock, connection.drained(uid))
+            self._drained.pop(uid, None)
+        if self.retired:
+            return
+        if self._own_opened:
+            self._own_opened = False
+            await self._send_listeners(connection, sock, NODE, self._handover.own_listeners())
+        while self._renewed:
+            identity, _ = self._renewed.popitem()
+            try:
+                await self._pass_key(connection, sock, identity)
+            except OSError:
+                self._renewed[identity] = None
+                raise
+
+    async def _pass_listeners(
+        self, connection: ZtunnelConnection, sock: trio.socket.SocketType, uid: str
+    ) -> None:
+        if uid in self._proxies.running():
+            await self._send_listeners(connection, sock, uid, self._proxies.listeners(uid))
+
+    async def _pass_key(
+        self, connection: ZtunnelConnection, sock: trio.socket.SocketType, identity: SpiffeId
+    ) -> None:
+        fd = self._handover.sealed(identity)
+        if fd is None:
+            return
+        try:
+            await self._send(sock, connection.key(identity), [fd])
+        finally:
+            os.close(fd)
+
+    async def _send_listeners(
+        self,
+        connection: ZtunnelConnection,
+        sock: trio.socket.SocketType,
+        uid: str,
+        found: list[tuple[int, int]],
+    ) -> None:
+        if found:
+            packet = connection.listeners(uid, [port for port, _ in found])
+            await self._send(sock, packet, [fd for _, fd in found])
+
+    async def _send(self, sock: trio.socket.SocketType, packet: bytes, fds: Sequence[int] = ()) -> None:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds).tobytes())] if fds else []
+        async with self._sending:  # Answers and reports come from two tasks.
+            await sock.sendmsg([packet], rights)
 
 
 async def _connect(path: str) -> trio.socket.SocketType:

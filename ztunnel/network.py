@@ -12,11 +12,18 @@ import fcntl
 import os
 import random
 import socket
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from typing import Protocol, TypeAlias
 
 from ambient.engine.dial import dial_socket
-from ambient.engine.netns import CLONE_NEWNET, PROXY_MARK, listen_in, netns_identity, original_destination
+from ambient.engine.netns import (
+    CLONE_NEWNET,
+    PROXY_MARK,
+    listen_in,
+    netns_identity,
+    original_destination,
+    socket_in,
+)
 from ambient.engine.reactor import Reactor
 from ztunnel.source_port_plan import MAX_ATTEMPTS, SourcePorts
 
@@ -25,6 +32,11 @@ OnDialled: TypeAlias = Callable[[socket.socket | OSError], None]
 
 # ioctl_ns(2).
 NS_GET_NSTYPE = 0xB703
+
+NAME_HOSTS = ("127.0.0.1", "::1")
+# Istio's backlog; a resolver seldom comes by TCP.
+NAME_BACKLOG = 128
+_NO_SUCH_FAMILY = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 
 # The kernel's two ways to say that a chosen source port will not do: bind's and connect's.
 _PORT_TAKEN = (errno.EADDRINUSE, errno.EADDRNOTAVAIL)
@@ -58,6 +70,14 @@ class PodNetwork(Protocol):
             source: The client's ip, if the connection is to carry it.
             live: Clients connected now, whose ports the connection must not take.
         """
+        ...
+
+    def listen_for_names(self, port: int) -> list[tuple[socket.socket, socket.socket]]:
+        """Datagram socket and listener on *port*, for each family of the pod's loopback."""
+        ...
+
+    def ask(self, address: Address) -> socket.socket:
+        """A datagram socket connected to *address*, so that nobody else can answer."""
         ...
 
     def close(self) -> None:
@@ -109,9 +129,71 @@ class NetnsNetwork:
             transparent=source is not None,
         )
 
+    def listen_for_names(self, port: int) -> list[tuple[socket.socket, socket.socket]]:
+        """On 127.0.0.1 and ::1, to which REDIRECT sends: a wildcard socket's answers would not be undone."""
+        return name_sockets(self.netns_fd, NAME_HOSTS, port)
+
+    def ask(self, address: Address) -> socket.socket:
+        """From a port that no application gets: conntrack may still know an application's as captured."""
+        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        sock = socket_in(self.netns_fd, family, socket.SOCK_DGRAM, mark=PROXY_MARK)
+        try:
+            for attempt in range(MAX_ATTEMPTS):
+                try:
+                    sock.bind(("", self._ports.candidate(attempt, "", ())))
+                    break
+                except OSError as exc:
+                    if exc.errno not in _PORT_TAKEN:
+                        raise
+            sock.connect(address)
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
     def close(self) -> None:
         """Close the descriptor; sockets that were made inside live on."""
         os.close(self.netns_fd)
+
+
+def name_sockets(
+    netns_fd: int | None, hosts: Sequence[str], port: int
+) -> list[tuple[socket.socket, socket.socket]]:
+    """Datagram socket and listener on each of *hosts*; a family that the namespace lacks is left out.
+
+    They share their port (SO_REUSEPORT) with those of another ztunnel, or of a proxy that still drains.
+
+    Raises:
+        OSError: the port is taken; then nothing is left open.
+    """
+    made: list[tuple[socket.socket, socket.socket]] = []
+    for host in hosts:
+        try:
+            made.append(_name_sockets_on(netns_fd, host, port))
+        except OSError as exc:
+            if exc.errno in _NO_SUCH_FAMILY and ":" in host:
+                continue
+            for pair in made:
+                for sock in pair:
+                    sock.close()
+            raise
+    return made
+
+
+def _name_sockets_on(netns_fd: int | None, host: str, port: int) -> tuple[socket.socket, socket.socket]:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    made: list[socket.socket] = []
+    try:
+        for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+            made.append(socket_in(netns_fd, family, kind))
+            made[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            made[-1].bind((host, port))
+        made[1].listen(NAME_BACKLOG)
+    except OSError:
+        for sock in made:
+            sock.close()
+        raise
+    return made[0], made[1]
 
 
 def _require_pods_namespace(fd: int) -> None:

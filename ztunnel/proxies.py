@@ -6,8 +6,10 @@ old connections drain gets a new proxy beside the old one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 import trio
@@ -21,12 +23,15 @@ from ambient.wire.zds import WorkloadInfo
 from ztunnel.connection import DRAINED
 from ztunnel.context import Context, OpenConnections
 from ztunnel.journal import Journal
+from ztunnel.name_server import Names
 from ztunnel.network import PodNetwork
 from ztunnel.workload_proxy import WorkloadProxy
 
 # How long an ``add`` may wait for the control plane to name the workload (ztunnel's figure) and sign for it.
 KNOWN_DEADLINE = 5.0
 CERTIFICATE_DEADLINE = 10.0
+
+NO_NAMES = "its DNS is to be captured, but ISTIO_META_DNS_CAPTURE=false here"
 
 
 class Svids(Protocol):
@@ -56,6 +61,7 @@ class Around:
     chance: Callable[[], float]
     cluster: str = "Kubernetes"
     response_baggage: bool = True
+    names: Names | None = None
 
 
 class Proxies:
@@ -63,6 +69,9 @@ class Proxies:
 
     Args:
         on_drained: Told the uid of a removed workload when nothing of it is left.
+
+    Attributes:
+        started, ended: Proxies since the start of the process.
     """
 
     def __init__(self, around: Around, on_drained: Callable[[str], None] | None = None) -> None:
@@ -72,40 +81,71 @@ class Proxies:
         self._draining: set[WorkloadProxy] = set()
         self._changed = trio.Event()
         self._handshakes_in = self._handshakes_out = 0
+        self.started = self.ended = 0
 
-    async def add(self, workload: WorkloadInfo, network: PodNetwork) -> None:
+    async def add(
+        self,
+        workload: WorkloadInfo,
+        network: PodNetwork,
+        listeners: Mapping[int, socket.socket] = MappingProxyType({}),
+    ) -> None:
         """Serve *workload* in *network*, with its certificate at hand when this returns.
 
+        Args:
+            listeners: What an earlier process listened on there, by port.
+
         Raises:
-            Unavailable: the control plane does not know the workload, or gives it no certificate.
-            OSError: a port is taken. After either, nothing is left behind and *network* is closed.
+            Unavailable: the control plane does not know the workload, or gives it no certificate; or its
+                lookups would be captured and nobody answer them.
+            OSError: a port is taken. After either, nothing is left behind, *network* and *listeners* closed.
         """
         proxy: WorkloadProxy | None = None
         try:
+            if workload.dns_capture and self._around.names is None:
+                raise Unavailable(f"{NO_NAMES}: set it alike for the node's agent, or annotate the pod")
             await self._known(workload)
             await self._certified(workload.identity)
             proxy = self._make(workload, network)
-            proxy.start()
+            proxy.start(listeners)
+            self.started += 1
         except BaseException:
             network.close()
+            for sock in listeners.values():
+                sock.close()
             self._forget_certificate(workload.identity)
             raise
         old = self._current.get(workload.uid)
         self._current[workload.uid] = proxy
         if old is not None:
-            await self._retire(old)
+            await self._let_go(old)
 
     async def remove(self, uid: str) -> bool:
         """Let *uid* drain, its ports being free when this returns; False if it was not served."""
         proxy = self._current.pop(uid, None)
         if proxy is None:
             return False
-        await self._retire(proxy)
+        await self._let_go(proxy)
         return True
 
-    async def _retire(self, proxy: WorkloadProxy) -> None:
+    async def _let_go(self, proxy: WorkloadProxy) -> None:
         self._draining.add(proxy)
         await proxy.drain()
+
+    def retire(self) -> None:
+        """Leave every workload to a newer process; what is open goes on for as long as it lasts."""
+        for uid in tuple(self._current):
+            proxy = self._current.pop(uid)
+            self._draining.add(proxy)
+            proxy.retire()
+
+    async def emptied(self) -> None:
+        """Return when nothing is served and nothing is left to drain."""
+        while self._current or self._draining:
+            await self._changed.wait()
+
+    def listeners(self, uid: str) -> list[tuple[int, int]]:
+        """(port, descriptor) of each listener of *uid*, which is served now."""
+        return self._current[uid].listeners()
 
     def running(self) -> frozenset[str]:
         """The uids served now."""
@@ -171,6 +211,7 @@ class Proxies:
             chance=around.chance,
             cluster=around.cluster,
             response_baggage=around.response_baggage,
+            names=around.names,
         )
         return WorkloadProxy(context, self._drained)
 
@@ -196,6 +237,7 @@ class Proxies:
     def _drained(self, proxy: WorkloadProxy) -> None:
         uid = proxy.context.uid
         self._draining.discard(proxy)
+        self.ended += 1
         ended = proxy.statistics()
         self._handshakes_in += ended.inbound_handshakes
         self._handshakes_out += ended.outbound_handshakes

@@ -1,21 +1,24 @@
 """The part of ztunnel that serves one workload: three listeners, a pool, and what they opened.
 
-It knows one workload and no node. Its life: ``start`` (all listeners or none), ``drain`` (no new work,
-the old goes on), and at the end of the last connection ``on_drained``; or ``abort`` at any time.
+It knows one workload and no node. Its life: ``start`` (all listeners or none), ``drain`` or ``retire`` (no
+new work, the old goes on), and at the end of the last connection ``on_drained``; or ``abort`` at any time.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 
 import trio
 
 from ambient.engine.listener import Listener
 from ambient.engine.pool import Dialler, OnConnected, TunnelPool
-from ambient.engine.tls import TlsChannel, connect_tls
+from ambient.engine.tls import TlsChannel, connect_tls, prepare_hbone
 from ambient.errors import Unavailable
+from ambient.model.identity import SpiffeId
 from ambient.model.policy import Policy, decide
 from ambient.model.pool_plan import PoolKey
 from ambient.model.record import Flag
@@ -24,6 +27,7 @@ from ambient.model.workload import HBONE_PORT
 from ztunnel.connection import DRAINED, POLICY_CHANGED
 from ztunnel.context import Context
 from ztunnel.inbound import MAX_HANDSHAKES, InboundHandshake, InboundTunnel
+from ztunnel.name_server import DOORS, NAMES_PORT, NameServer
 from ztunnel.outbound import OutboundConnection
 from ztunnel.passthrough import PassthroughConnection
 
@@ -54,33 +58,53 @@ class WorkloadProxy:
         self.context = context
         self.draining = False
         self.handshakes = 0
+        self._doors_open = True
         self._on_drained: Callable[[WorkloadProxy], None] | None = on_drained
-        self._listeners: list[Listener] = []
+        self._listeners: dict[int, Listener] = {}
         self._tunnels: set[InboundTunnel] = set()
+        self._sources: Counter[SpiffeId] = Counter()  # Tunnels by who is at their other end.
         self._waiting = 0
         self._policies: tuple[Policy, ...] | None = None
         self._pool = TunnelPool(context.reactor, hbone_dialler(context))
+        self._names = NameServer(context, context.names) if context.names is not None else None
         context.open.on_empty = self._maybe_drained
 
-    def start(self) -> None:
+    def start(self, given: Mapping[int, socket.socket] = MappingProxyType({})) -> None:
         """Open every listener.
+
+        Args:
+            given: By port, listeners that an earlier process left; ours to close.
 
         Raises:
             OSError: one of the ports is taken, or the namespace is gone; then none is open.
         """
-        opened: list[tuple[socket.socket, Callable[[socket.socket], None]]] = []
+        left = [given[door] for door in DOORS if door in given]
+        opened: dict[int, tuple[socket.socket, Callable[[socket.socket], None]]] = {}
         try:
             for port, accepted in (
                 (OUTBOUND_PORT, self._accepted_outbound),
                 (INBOUND_PLAINTEXT_PORT, self._accepted_plaintext),
                 (HBONE_PORT, self._accepted_hbone),
             ):
-                opened.append((self.context.network.listen(port), accepted))
+                opened[port] = (given.get(port) or self.context.network.listen(port), accepted)
+            if self._names is not None:
+                port = NAMES_PORT
+                self._names.start(left)
+            else:
+                for sock in left:
+                    sock.close()
         except OSError as exc:
-            for sock, _ in opened:
+            for sock in (*given.values(), *(sock for sock, _ in opened.values())):
                 sock.close()
             raise OSError(exc.errno, f"cannot listen on {port} in the pod: {exc.strerror or exc}") from exc
-        self._listeners = [Listener(self.context.reactor, sock, accepted) for sock, accepted in opened]
+        self._listeners = {
+            port: Listener(self.context.reactor, sock, accepted) for port, (sock, accepted) in opened.items()
+        }
+
+    def listeners(self) -> list[tuple[int, int]]:
+        """(port, descriptor) of each open listener; those of the name server under its ``DOORS``."""
+        found = [(port, each.fileno()) for port, each in self._listeners.items() if each.fileno() >= 0]
+        return [*found, *(self._names.doors() if self._names is not None else ())]
 
     async def drain(self) -> None:
         """Take what was already knocking, then no more; when this returns the ports are free.
@@ -93,16 +117,35 @@ class WorkloadProxy:
         self._pool.close_where(lambda key: True)
         with trio.CancelScope(shield=True):
             await trio.sleep(KNOCKING_SECONDS)
-        for listener in self._listeners:
+        for listener in self._listeners.values():
             listener.accept_pending()
             listener.close()
+        self._doors_open = False
+        if self._names is not None:
+            self._names.drain(self._maybe_drained)
+        self.context.reactor.call_later(GOAWAY_DELAY, self._say_goodbye)
+
+    def retire(self) -> None:
+        """Leave the listeners to a newer process, which has them too; what is open goes on."""
+        if self.draining:
+            return
+        self.draining = True
+        self._pool.close_where(lambda key: True)
+        for listener in self._listeners.values():
+            listener.close()
+        self._doors_open = False
+        if self._names is not None:
+            self._names.retire(self._maybe_drained)
         self.context.reactor.call_later(GOAWAY_DELAY, self._say_goodbye)
 
     def abort(self, reason: str = DRAINED) -> None:
         """End everything now; each connection gets its record."""
         self.draining = True
-        for listener in self._listeners:
+        self._doors_open = False
+        for listener in self._listeners.values():
             listener.close()
+        if self._names is not None:
+            self._names.close()
         for connection in self.context.open.all():
             connection.close(reason)
         for tunnel in tuple(self._tunnels):
@@ -139,10 +182,20 @@ class WorkloadProxy:
 
     def dump(self) -> dict[str, object]:
         """Plain data for people."""
+        me, identity = self.context.me, self.context.identity
+        connections: dict[str, list[dict[str, str]]] = {"inbound": [], "outbound": []}
+        for each in self.context.open.all():
+            found = each.dump()
+            connections[found.pop("direction")].append(found)
         return {
-            "state": "draining" if self.draining else "up",
-            "identity": str(self.context.identity),
-            "connections": [each.dump() for each in self.context.open.all()],
+            "state": "Draining" if self.draining else "Up",
+            "connections": connections,
+            "info": {
+                "name": me.name if me is not None else "",
+                "namespace": identity.namespace,
+                "trustDomain": identity.trust_domain,
+                "serviceAccount": identity.service_account,
+            },
             "statistics": asdict(self.statistics()),
         }
 
@@ -153,13 +206,13 @@ class WorkloadProxy:
         PassthroughConnection(self.context, sock).begin()
 
     def _accepted_hbone(self, sock: socket.socket) -> None:
-        if self._waiting >= MAX_HANDSHAKES:
-            sock.close()
-            return
         try:
             handshake = InboundHandshake(self.context, sock, self._shaken)
         except OSError:
             sock.close()  # Reset while it waited in the queue: nobody is there to be recorded.
+            return
+        if self._waiting >= MAX_HANDSHAKES:
+            handshake.refuse(f"over {MAX_HANDSHAKES} connections without an identity")
             return
         self._waiting += 1
         handshake.begin()
@@ -169,6 +222,12 @@ class WorkloadProxy:
         if channel is None:
             return
         self.handshakes += 1
+        identity, most = channel.peer_identity, self.context.reactor.limits.tunnels_per_identity
+        if self._sources[identity] >= most:
+            channel.abort()
+            handshake.finish(f"over {most} connections of {identity}", Flag.CONNECT)
+            return
+        self._sources[identity] += 1
         tunnel = InboundTunnel(self.context, channel, handshake.source, self._tunnel_closed)
         self._tunnels.add(tunnel)
         handshake.leave()
@@ -178,6 +237,9 @@ class WorkloadProxy:
 
     def _tunnel_closed(self, tunnel: InboundTunnel) -> None:
         self._tunnels.discard(tunnel)
+        self._sources[tunnel.identity] -= 1
+        if not self._sources[tunnel.identity]:
+            del self._sources[tunnel.identity]
         self._maybe_drained()
 
     def _say_goodbye(self) -> None:
@@ -186,11 +248,16 @@ class WorkloadProxy:
         self._maybe_drained()
 
     def _maybe_drained(self) -> None:
-        if self.draining and not self.context.open and not self._tunnels:
+        if self.draining and not self._busy():
             self.context.reactor.call_soon(self._drained)
 
+    def _busy(self) -> bool:
+        """Whether something is open. The doors count: the last to leave may not be the last to come."""
+        names = self._names is not None and self._names.open
+        return self._doors_open or names or bool(self._tunnels) or len(self.context.open) > 0
+
     def _drained(self) -> None:
-        if self._on_drained is None or len(self.context.open) or self._tunnels:
+        if self._on_drained is None or self._busy():
             return
         on_drained, self._on_drained = self._on_drained, None
         self._pool.close()
@@ -212,6 +279,7 @@ def hbone_dialler(context: Context) -> Dialler:
                 result.close()
                 on_connected(exc)
                 return
+            prepare_hbone(context.reactor, result)
             connect_tls(context.reactor, result, tls, key.identities, on_connected)
 
         context.network.dial((key.ip, key.port), dialled)

@@ -15,6 +15,8 @@ from ambient.errors import ConfigError
 from ambient.wire.admin import CallFailed, ExitCode
 
 HEADERS = ("NAMESPACE", "POD", "NODE", "ENROLLED", "RESTARTS", "KEPT", "MS", "REASON")
+# Connections shown for each pod in text; JSON has a hundred.
+SHOWN = 5
 # Targets that are no pods of ours.
 GUEST_KINDS = ("pid", "netns")
 # Where ip(8) keeps network namespaces by name.
@@ -238,7 +240,56 @@ def _text(session: Session, texts: Sequence[str], mode: str, result: Mapping[str
     if session.output == "name":
         return "".join(f"pod/{pod['name']}\n" for pod in pods)
     table = output.table(HEADERS, [_row(pod) for pod in pods]) if pods else ""
-    return table + summary(texts, mode, result)
+    if result.get("dry_run"):
+        return table + consequences(pods) + forecast(texts, mode, result)
+    return table + _connections(pods, str(result.get("existing", "keep"))) + summary(texts, mode, result)
+
+
+def consequences(pods: Sequence[Mapping[str, Any]]) -> str:
+    """What a dry run found: what is in the way, what stays plaintext, and the rules, once for all alike."""
+    _good, warning, bad = marks()
+    lines = []
+    for pod in pods:
+        for each in pod.get("findings", ()):
+            hint = f" ({each['hint']})" if each.get("hint") else ""
+            lines.append(f"{bad if each['blocks'] else warning} pod/{pod['name']}: {each['reason']}{hint}")
+        kept = pod.get("established_connections_kept") or 0
+        reset = pod.get("established_connections_reset") or 0
+        if kept:
+            lines.append(f"{warning} pod/{pod['name']}: {kept} established connections would stay plaintext")
+        if reset:
+            lines.append(f"{warning} pod/{pod['name']}: {reset} established connections would be reset")
+        lines += [f"    {each}" for each in (pod.get("established_connections") or ())[:SHOWN]]
+    for rules in dict.fromkeys(pod.get("rules", "") for pod in pods if pod.get("rules")):
+        names = ", ".join(str(pod["name"]) for pod in pods if pod.get("rules") == rules)
+        lines += [f"rules in {names}:", *(f"    {line}" for line in rules.splitlines())]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def forecast(texts: Sequence[str], mode: str, result: Mapping[str, Any]) -> str:
+    """The last line of a dry run."""
+    good, _warning, bad = marks()
+    blocked, pods = int(result.get("blocked") or 0), len(result.get("pods", []))
+    what = (
+        f"{blocked} of {pods} pods would not be enrolled"
+        if blocked
+        else f"nothing is in the way of {pods} pods"
+    )
+    mark, restarts = bad if blocked else good, result.get("restarts", 0)
+    return f"{mark} {' '.join(texts)} ({mode}): {what}, {restarts} restarts\n"
+
+
+def _connections(pods: Sequence[Mapping[str, Any]], existing: str) -> str:
+    """The connections that were older than the enrollment, and what became of them."""
+    fate = "kept, plaintext until they end" if existing == "keep" else "reset"
+    lines = []
+    for pod in pods:
+        shown = pod.get("established_connections") or ()
+        if shown:
+            lines.append(f"pod/{pod['name']}: established connections {fate}:")
+            lines += [f"    {each}" for each in shown[:SHOWN]]
+            lines += [f"    and {len(shown) - SHOWN} more"] if len(shown) > SHOWN else []
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _row(pod: Mapping[str, Any]) -> tuple[object, ...]:

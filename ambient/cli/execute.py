@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ambient.cli import kinds
 from ambient.cli.session import DeskCommand, Session, pass_session
 from ambient.errors import Unavailable
 from ambient.wire.admin import CallFailed, ExitCode
@@ -19,10 +20,13 @@ from ambient.wire.admin import CallFailed, ExitCode
 @click.option("-c", "--container", help="Which container's environment; default: the first one's.")
 @pass_session
 def exec_(session: Session, pod: str, command: tuple[str, ...], container: str | None) -> None:
-    """Run COMMAND inside POD: `ambient exec client -n bookinfo -- curl http://reviews:9080/`."""
+    """Run COMMAND inside POD: `ambient exec client -n bookinfo -- curl http://reviews:9080/`.
+
+    POD is a pod's name, or deploy/NAME for the first running pod of a Deployment.
+    """
     from ambient.fabric import enter
 
-    pid = pod_pid(session, pod.removeprefix("pod/"))
+    pid = pod_pid(session, pod)
     argv = enter.command(init_pid(session), pid, command)
     # This process has nothing more to do: signals, terminal and exit code are the command's.
     os.execvp(argv[0], argv)
@@ -42,20 +46,22 @@ def init_pid(session: Session) -> int:
     return record.init_pid
 
 
-def pod_pid(session: Session, name: str) -> int:
-    """Host PID of a process of the pod.
+def pod_pid(session: Session, target: str) -> int:
+    """Host PID of a process of the pod that *target* means.
 
     Raises:
         CallFailed: no such pod, or it does not run.
+        ConfigError: *target* is of a kind that has no pods.
     """
+    kind, name = kinds.parse_target(target, "Pod")
     with session.control() as control:
         pods = control.call("get", kind="Pod", namespace=session.ns, name=None)
-    found = next((one for one in pods if one["metadata"]["name"] == name), None)
-    if found is None:
+    found = kinds.pods_of(pods, kind, name)
+    if not found:
         raise CallFailed(
-            ExitCode.FAILED, f"no pod {name!r} in namespace {session.ns}; see: ambient get pods -A"
+            ExitCode.FAILED, f"no pod {target!r} in namespace {session.ns}; see: ambient get pods -A"
         )
-    return pid_of(found)
+    return pid_of(found[0])
 
 
 def pid_of(pod: Mapping[str, Any]) -> int:

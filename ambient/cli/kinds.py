@@ -72,6 +72,21 @@ def parse_target(text: str, default_kind: str = "") -> tuple[str, str]:
     return kind_of(kind), name
 
 
+def pods_of(pods: Iterable[Object], kind: str, name: str) -> list[Object]:
+    """The pods that *kind* and *name* mean: one of that name, or those of a Deployment, running ones first.
+
+    Raises:
+        ConfigError: *kind* has no pods.
+    """
+    if kind == "Pod":
+        return [pod for pod in pods if name_of(pod) == name]
+    if kind != "Deployment":
+        raise ConfigError(f"{kind.lower()}/{name} is no pod; give a pod, or deploy/NAME")
+    owner = {"kind": kind, "name": name}
+    mine = [pod for pod in pods if owner in pod["metadata"].get("ownerReferences", ())]
+    return sorted(mine, key=lambda pod: pod.get("status", {}).get("phase") != "Running")
+
+
 def name_of(item: Object) -> str:
     """The object's name."""
     return str(item.get("metadata", {}).get("name", item.get("name", "")))

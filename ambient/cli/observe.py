@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ambient.cli import output
+from ambient.cli import kinds, output
 from ambient.cli.session import DeskCommand, Session, pass_session
 from ambient.errors import ConfigError
 from ambient.wire.admin import CallFailed, ExitCode
@@ -28,7 +28,13 @@ def status(session: Session) -> None:
     with session.control() as control:
         found = control.call("status")
         pods = control.call("get", kind="Pod", namespace=None, name=None)
-    body = {**found, **body, "run_dir": str(session.where), "enrolled": enrolled(pods)}
+    body = {
+        **found,
+        **body,
+        "run_dir": str(session.where),
+        "enrolled": enrolled(pods),
+        "troubled": troubled(pods),
+    }
     session.emit("Status", body, lambda: _text(body))
 
 
@@ -38,13 +44,40 @@ def enrolled(pods: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for pod in pods:
         state = pod.get("status", {}).get("ambient", {}) or {}
         one = counts.setdefault(
-            str(pod["metadata"].get("namespace", "")), {"pods": 0, "ambient": 0, "sidecar": 0}
+            str(pod["metadata"].get("namespace", "")),
+            {"pods": 0, "ambient": 0, "sidecar": 0, "attested": 0, "unattested": 0, "lost": 0},
         )
         one["pods"] += 1
+        if (word := str(state.get("attestation") or "")) in one:
+            one[word] += 1
         mode = state.get("mode")
         if mode == "sidecar" or (mode == "ambient" and state.get("enrolled")):
             one[str(mode)] += 1
     return [{"namespace": name, **one} for name, one in sorted(counts.items())]
+
+
+def troubled(pods: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Pods of which more is to be told than that all is well: lost, repaired, or with plaintext left."""
+    found = []
+    for pod in pods:
+        state = pod.get("status", {}).get("ambient", {}) or {}
+        words = {
+            name: state.get(name) for name in ("attestation", "repairs", "plaintext_connections", "reason")
+        }
+        if (
+            words["attestation"] in ("lost", "unattested")
+            or words["repairs"]
+            or words["plaintext_connections"]
+        ):
+            named = {"namespace": pod["metadata"].get("namespace", ""), "name": pod["metadata"]["name"]}
+            found.append({**named, **words})
+    return found
+
+
+def _attestation(one: Mapping[str, Any]) -> str:
+    """``5 attested, 1 lost``; "" where nobody is captured."""
+    words = ("attested", "unattested", "lost")
+    return ", ".join(f"{one[word]} {word}" for word in words if one.get(word))
 
 
 def _text(body: Mapping[str, Any]) -> str:
@@ -56,10 +89,25 @@ def _text(body: Mapping[str, Any]) -> str:
     components = output.table(
         ("COMPONENT", "NODE", "POD", "PID", "RESTARTS", "AGE"), map(_component, processes)
     )
-    spaces = [(one["namespace"], one["pods"], one["ambient"], one["sidecar"]) for one in body["enrolled"]]
+    spaces = [
+        (one["namespace"], one["pods"], one["ambient"], one["sidecar"], _attestation(one))
+        for one in body["enrolled"]
+    ]
     text = first + "\n" + components
     if spaces:
-        text += "\n" + output.table(("NAMESPACE", "PODS", "AMBIENT", "SIDECAR"), spaces)
+        text += "\n" + output.table(("NAMESPACE", "PODS", "AMBIENT", "SIDECAR", "ATTESTATION"), spaces)
+    if troubled := body.get("troubled"):
+        trouble = [
+            (
+                f"{one['namespace']}/{one['name']}",
+                one["attestation"],
+                one["repairs"],
+                one["plaintext_connections"],
+                one["reason"],
+            )
+            for one in troubled
+        ]
+        text += "\n" + output.table(("POD", "ATTESTATION", "REPAIRS", "PLAINTEXT", "REASON"), trouble)
     certificates = body.get("certificates")
     if isinstance(certificates, list) and certificates:
         rows = [(c.get("identity"), c.get("holder", c.get("node")), c.get("not_after")) for c in certificates]
@@ -98,13 +146,12 @@ def log_files(session: Session, what: str, container: str | None) -> list[Path]:
     """
     with session.fabric() as fabric:
         processes = fabric.call("status")["processes"]
-    kind, slash, rest = what.partition("/")
-    name = rest if slash and kind in ("pod", "pods", "po") else what
+    names = _pods_meant(session, what) or {what}
     folder = session.where / "logs"
     found = [
         path
         for one in processes
-        if _is_meant(one, name, session.namespace, container) and (path := _path(folder, one)) is not None
+        if _is_meant(one, names, session.namespace, container) and (path := _path(folder, one)) is not None
     ]
     if not found:
         raise CallFailed(
@@ -113,14 +160,28 @@ def log_files(session: Session, what: str, container: str | None) -> list[Path]:
     return sorted(set(found))
 
 
-def _is_meant(one: Mapping[str, Any], name: str, namespace: str | None, container: str | None) -> bool:
+def _pods_meant(session: Session, what: str) -> set[str]:
+    """The names of the pods that ``pod/NAME`` or ``deploy/NAME`` means; none if *what* has another form."""
+    alias, slash, name = what.partition("/")
+    if slash and alias in kinds.ALIASES["Pod"]:
+        return {name}
+    if not slash or alias not in kinds.ALIASES["Deployment"]:
+        return set()
+    with session.control() as control:
+        pods = control.call("get", kind="Pod", namespace=session.ns, name=None)
+    return {kinds.name_of(pod) for pod in kinds.pods_of(pods, "Deployment", name)}
+
+
+def _is_meant(
+    one: Mapping[str, Any], names: Container[str], namespace: str | None, container: str | None
+) -> bool:
     role, node, pod = str(one.get("role", "")), str(one.get("node", "")), str(one.get("pod") or "")
     space, _, short = pod.rpartition("/")
     if container is not None and one.get("container") != container:
         return False
     if namespace is not None and space and space != namespace:
         return False
-    return name in (str(one.get("name", "")), role, f"{role}/{node}", pod, short)
+    return any(name in names for name in (str(one.get("name", "")), role, f"{role}/{node}", pod, short))
 
 
 def _path(folder: Path, one: Mapping[str, Any]) -> Path | None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, TypeAlias
 
 import trio
@@ -22,21 +24,26 @@ from ambient.control.distribution import Distribution, Peer
 from ambient.control.issuer import Issuer
 from ambient.control.pods import Pod, Role, Status
 from ambient.control.pods_plan import Wanted, wanted_pods
+from ambient.control.registry_builder import RegistryBuilder
 from ambient.control.registry_plan import Registry
-from ambient.control.resources_plan import services_of, workloads_of
 from ambient.control.schedule_plan import Placed, choose_node
 from ambient.control.store_plan import Store
-from ambient.control.waypoints_plan import Waypoint, is_waypoint, waypoint_of
+from ambient.control.survey import Agents
+from ambient.control.waypoints_plan import Waypoint
 from ambient.errors import ConfigError
 from ambient.model.addressing import NETNS, AddressPlan
-from ambient.model.authorization import Security, convert
-from ambient.model.enrollment import Mode, desired_mode
+from ambient.model.authorization import Security
+from ambient.model.enrollment import Mode, desired_mode, dns_capture
+from ambient.model.exclusions import exclusions_of
 from ambient.model.identity import SpiffeId
 from ambient.pki.authority import Issued
 from ambient.wire.values import to_wire
 from ambient.wire.xds import NodePod, PodReport
 
 log = logging.getLogger("ambient.control")
+
+# However slow the machine, nobody waits longer for what has been reported; picked, not measured.
+LONGEST_REST_SECONDS = 0.05
 
 # Namespace and name of a pod: what stays when it is started anew.
 Key: TypeAlias = tuple[str, str]
@@ -54,6 +61,7 @@ class Cluster:
         self.clock = clock
         self.bell = Bell()
         self.distribution = Distribution(self, self.bell)
+        self.agents = Agents(self.distribution, clock)
         self.store = Store.fresh(clock())
         self.nodes: tuple[str, ...] = ()
         self.engines: dict[str, str] = {}
@@ -67,6 +75,10 @@ class Cluster:
         self._programmed: set[tuple[str, str]] = set()
         self._watchers: list[trio.MemorySendChannel[dict[str, Any]]] = []
         self._registry = Registry()
+        self._builder = RegistryBuilder(self.book.of_service)
+        self._node_pods: dict[str, tuple[NodePod, ...]] = {}
+        self._due: trio.Event | None = None
+        self._news: list[Callable[[], None]] = []
         self._dirty = True
         self._wanted: tuple[Wanted, ...] = ()
         self._planned: Store | None = None
@@ -89,9 +101,7 @@ class Cluster:
 
     def waypoints(self) -> dict[tuple[str, str], Waypoint]:
         """Every waypoint, by namespace and name."""
-        gateways = [each for each in self.store.of_kind("Gateway") if is_waypoint(each)]
-        made = [waypoint_of(each, (each.namespace, each.name) in self._programmed) for each in gateways]
-        return {(each.namespace, each.name): each for each in made}
+        return self._builder.waypoints(self.store, self._programmed)
 
     # What happens -------------------------------------------------------------------------------
 
@@ -106,6 +116,7 @@ class Cluster:
         if not self.nodes:
             self.nodes = names
             self.book = AddressBook(plan, names)
+            self._builder = RegistryBuilder(self.book.of_service)
         self.changed()
 
     def commit(self, store: Store) -> None:
@@ -127,13 +138,17 @@ class Cluster:
 
     def set_status(self, uid: str, status: Status) -> None:
         """Take the supervisor's word on a pod; of one that is gone it does not matter."""
+        self._news.append(partial(self._take_status, uid, status))
+        self.soon()
+
+    def _take_status(self, uid: str, status: Status) -> None:
         pod = self._pods.get(uid)
         if pod is not None and pod.status != status:
             anew = (pod.status.pid, pod.status.netns) != (status.pid, status.netns)
             if pod.capture.phase is Phase.FAILED and anew:
                 pod.capture = Capture()  # What stood in the way may have ended with the old process.
             pod.status = status
-            self.changed()
+            self._dirty = True
 
     def welcome(self, wanted: Wanted) -> Pod:
         """Take in the guest that *wanted* describes, as a pod that is not in the mesh yet.
@@ -182,10 +197,38 @@ class Cluster:
         self._dirty = True
         self.reconcile()
 
+    async def run(self) -> None:
+        """Do what ``soon`` asks for until cancelled: reconcile, then rest as long as that took.
+
+        A thousand pods report one by one; reconciling for each costs a thousand times a thousand. What comes
+        meanwhile is done together, and the daemons that are to answer get at least half of the CPU.
+        """
+        self._due = trio.Event()
+        try:
+            while True:
+                await self._due.wait()
+                self._due = trio.Event()
+                started = time.perf_counter()
+                self.reconcile()
+                await trio.sleep(min(time.perf_counter() - started, LONGEST_REST_SECONDS))
+        finally:
+            self._due = None
+
+    def soon(self) -> None:
+        """Have ``run`` reconcile; where nobody runs it, do so now."""
+        if self._due is None:
+            self.reconcile()
+        else:
+            self._due.set()
+
     def reconcile(self) -> None:
         """Make everything follow, until nothing moves any more."""
+        news, self._news = self._news, []
+        for each in news:
+            each()
         while any((self._plan_pods(), self._step_captures(), self._publish())):
             pass
+        self._node_pods.clear()
         self.bell.ring()
 
     # The owner of the links ---------------------------------------------------------------------
@@ -196,15 +239,26 @@ class Cluster:
 
     def node_pods(self, node: str) -> tuple[NodePod, ...]:
         """The pods whose capture is the agent's business: those with a proxy of their own are not."""
-        mine = [pod for pod in self.pods() if pod.node == node and pod.status.netns and _agents(pod)]
-        return tuple(map(_node_pod, mine))
+        if not self._node_pods:  # Asked by every link at every ring, and true until something moves.
+            made: dict[str, list[NodePod]] = {name: [] for name in self.nodes}
+            for pod in self.pods():
+                if pod.status.netns and _agents(pod):
+                    made[pod.node].append(_node_pod(pod))
+            self._node_pods = {name: tuple(pods) for name, pods in made.items()}
+        return self._node_pods.get(node, ())
 
     def certify(self, peer: Peer, identity: SpiffeId, csr: bytes) -> Issued:
         """Sign, or say why not."""
         return self.issuer.certify(peer, self._pods.values(), identity, csr)
 
     def pod_reported(self, peer: Peer, report: PodReport) -> None:
-        """Take an agent's word on a pod of its node."""
+        """Take an agent's word on a pod of its node, with the next ``reconcile``.
+
+        Not before: who sees that a pod is enrolled must find the registry that says so.
+        """
+        self._news.append(partial(self._take_report, peer, report))
+
+    def _take_report(self, peer: Peer, report: PodReport) -> None:
         pod = self._pods.get(report.pod)
         if pod is None or peer.role != "agent" or pod.node != peer.node:
             log.debug("%s reported %s of %s, which is not there", peer, report.state, report.pod)
@@ -214,9 +268,13 @@ class Cluster:
             log.warning("%s could not be captured: %s", pod.uid, report.reason)
         self._dirty = True
 
+    def frame_received(self, peer: Peer, frame: Mapping[str, Any]) -> None:
+        """Take what agents say beyond the wire that all daemons speak."""
+        self.agents.received(peer, frame)
+
     def link_changed(self) -> None:
         """Something was acked or reported, or a link came or went."""
-        self.reconcile()
+        self.soon()
 
     # Watching pods ------------------------------------------------------------------------------
 
@@ -370,9 +428,7 @@ class Cluster:
         if not self._dirty:
             return False
         self._dirty = False
-        now = self._build()
-        if not now.same_as(self._registry):
-            self._registry = now
+        self._registry = self._builder.build(self._registry, self.store, self._programmed, self.pods())
         for pod in self._pods.values():
             pod.capture = published(pod.capture, self._registry.version)
             if pod.ending and not pod.leaving_version:
@@ -390,19 +446,9 @@ class Cluster:
         if after != self._programmed:
             self._programmed, self._dirty = after, True
 
-    def _build(self) -> Registry:
-        waypoints = self.waypoints()
-        security = self.security()
-        return Registry(
-            version=self._registry.version + 1,
-            workloads=workloads_of(self.store, self.pods(), waypoints, security),
-            services=services_of(self.store, waypoints, self.book.of_service),
-            policies={policy.key: policy for policy in security.policies},
-        )
-
     def security(self) -> Security:
         """What the security objects mean."""
-        return convert(each.object for each in self.store.entries.values())
+        return self._builder.security(self.store)
 
 
 def pod_event(pod: Pod) -> dict[str, Any]:
@@ -435,4 +481,6 @@ def _node_pod(pod: Pod) -> NodePod:
         netns=pod.status.netns,
         mode="ambient" if pod.capture.captured else "none",
         existing=pod.existing,
+        dns_capture=dns_capture(pod.spec.annotations),
+        exclusions=exclusions_of(pod.spec.annotations),
     )

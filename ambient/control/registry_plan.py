@@ -51,7 +51,10 @@ def is_empty(change: Change) -> bool:
 
 
 def _new(before: Mapping[str, V], after: Mapping[str, V]) -> tuple[V, ...]:
-    return tuple(value for key, value in after.items() if before.get(key) != value)
+    # By identity first: most values of two registries are the same objects (``registry_builder``).
+    return tuple(
+        value for key, value in after.items() if (old := before.get(key)) is not value and old != value
+    )
 
 
 def _gone(before: Mapping[str, V], after: Mapping[str, V]) -> tuple[str, ...]:

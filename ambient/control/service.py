@@ -68,6 +68,7 @@ async def serve(
         desk: Where the command line asks: a path, or a socket.
     """
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(cluster.run)
         link = FabricLink(cluster, nursery)
         # Whoever finds the socket may ask: so it is there first, and the supervisor is answered after.
         await nursery.start(partial(serve_admin, on_failure=_bug), desk, Desk(cluster).methods())

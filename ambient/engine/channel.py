@@ -42,6 +42,9 @@ LINGER_SECONDS = 1.0
 # What a pump returns when it may not read now.
 PUMP_BLOCKED = -1
 
+# Stands for an empty queue: an idle connection has none of its own (one is 0.6 KiB). Never appended to.
+NOTHING: deque[Any] = deque()
+
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -169,7 +172,7 @@ class SocketChannel:
         self._sock: socket.socket | None = sock
         self._fd = sock.fileno()
         self._receiver: Receiver | None = None
-        self._out: deque[Data] = deque()
+        self._out = NOTHING
         self._out_bytes = 0
         self._mask = 0
         self._registered = False
@@ -254,12 +257,19 @@ class SocketChannel:
 
     def write_parts(self, parts: list[memoryview], total: int) -> None:
         """``write`` of several slices with one system call."""
-        if self._out or self._sock is None or self._eof_wanted:
+        sock = self._sock
+        if self._out or sock is None or self._eof_wanted:
             for part in parts:
                 self.write(part)
             return
         self.bytes_out += total
-        sent = self._send(parts)
+        try:
+            sent = sock.send(parts[0]) if len(parts) == 1 else sock.sendmsg(parts[:MAX_SLICES])
+        except BlockingIOError:
+            sent = 0
+        except OSError as exc:
+            self._finish(exc)
+            return
         if sent < total:
             for part in parts:
                 if sent < len(part):
@@ -325,7 +335,25 @@ class SocketChannel:
 
     # Events ------------------------------------------------------------------------------------
 
-    def _on_event(self, events: int) -> None:
+    def on_event(self, events: int) -> None:
+        """The socket is ready; the reactor calls it."""
+        if events == IN and self._pump is not None and self._mask & IN:
+            # The usual event of a relay's plain side.
+            assert self._sock is not None
+            try:
+                size = self._pump(self._sock)
+            except BlockingIOError:
+                return
+            except OSError as exc:
+                self._finish(exc)
+                return
+            if size > 0:
+                self.bytes_in += size
+            elif size == 0:
+                self._ended_in()
+            else:
+                self.pause()
+            return
         if events & OUT:
             self._write_out()
         if events & (IN | HANG_UP) and self._sock is not None:
@@ -356,10 +384,11 @@ class SocketChannel:
 
     def _ended_in(self) -> None:
         self._eof_in = True
-        self._update()
         if not self._closing:
             self._receiver_or_fail().eof_received()
-        self._finish_if_done()
+        # The other direction often ends with this one: then there is nothing left to register for.
+        if not self._finish_if_done():
+            self._update()
 
     def _hung_up(self) -> None:
         """An error, or a hang-up that is not to be read now."""
@@ -384,6 +413,8 @@ class SocketChannel:
                 sent -= len(out.popleft())
             if sent:
                 out[0] = memoryview(out[0])[sent:]
+        if not out:
+            self._out = NOTHING
         self._drained()
 
     def _drained(self) -> None:
@@ -412,6 +443,8 @@ class SocketChannel:
     def _queue(self, data: bytes, size: int) -> None:
         if self._sock is None:
             return
+        if self._out is NOTHING:
+            self._out = deque()
         self._out.append(data)
         self._out_bytes += size
         if self._out_bytes > self._high:
@@ -424,6 +457,8 @@ class SocketChannel:
     def _shut(self) -> None:
         self._eof_out = True
         assert self._sock is not None
+        if self._eof_in:
+            return  # Both directions have ended: closing it says so too.
         try:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError as exc:
@@ -445,7 +480,7 @@ class SocketChannel:
             mask |= OUT
         if not self._registered:
             if mask or reading:
-                self._reactor.add(self._fd, mask, self._on_event, self.crashed)
+                self._reactor.attach(self._fd, mask, self)
                 self._registered = True
         elif mask != self._mask:
             self._reactor.modify(self._fd, mask)
@@ -473,7 +508,7 @@ class SocketChannel:
             return
         self._unregister()
         sock.close()
-        self._out.clear()
+        self._out = NOTHING
         self._out_bytes = 0
         self._reason = exc
         self._pump = None
@@ -494,9 +529,10 @@ def _recorded(exc: Exception) -> None:
 
 
 def _address(sock: socket.socket | None, name: str) -> tuple[str, int]:
-    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+    if sock is None:
         return "", 0
     try:
-        return plain_address(getattr(sock, name)())
+        address = getattr(sock, name)()
     except OSError:
         return "", 0
+    return plain_address(address) if isinstance(address, tuple) else ("", 0)

@@ -16,22 +16,20 @@ from ambient.engine.channel import SocketChannel
 from ambient.engine.netns import socket_in
 from ambient.engine.reactor import OUT, Reactor, Timer
 
-# Istio's CONNECTION_TIMEOUT (ztunnel.md 2.1).
-DIAL_DEADLINE = 10.0
-
 DialDone: TypeAlias = Callable[[socket.socket | OSError], None]
 
 
 class Dialling:
     """A connection attempt; ``cancel`` ends it without calling back."""
 
-    __slots__ = ("_on_done", "_reactor", "_sock", "_timer")
+    __slots__ = ("_on_done", "_reactor", "_sock", "_timer", "_waiting")
 
     def __init__(self, reactor: Reactor, on_done: DialDone) -> None:
         self._reactor = reactor
         self._on_done: DialDone | None = on_done
         self._sock: socket.socket | None = None
         self._timer: Timer | None = None
+        self._waiting = False
 
     def cancel(self) -> None:
         """Give up silently; without effect once it has called back."""
@@ -45,6 +43,11 @@ class Dialling:
             self._fail_soon(OSError(code, os.strerror(code)))
             return
         self._sock = sock
+        if _is_connected(sock):
+            # On this machine the kernel is done before it returns; neither epoll nor a timer is needed.
+            self._reactor.call_soon(self._connected, self._crashed)
+            return
+        self._waiting = True
         self._reactor.add(sock.fileno(), OUT, self._on_event, self._crashed)
         late = TimeoutError(errno.ETIMEDOUT, f"no connection within {deadline:g} s")
         self._timer = self._reactor.call_later(deadline, lambda: self._done(late), self._crashed)
@@ -56,6 +59,10 @@ class Dialling:
         assert self._sock is not None
         code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         self._done(OSError(code, os.strerror(code)) if code else None)
+
+    def _connected(self) -> None:
+        if self._sock is not None:
+            self._done(None)
 
     def _done(self, exc: OSError | None) -> None:
         sock = self._sock
@@ -79,12 +86,21 @@ class Dialling:
         if self._timer is not None:
             self._timer.cancel()
         if sock is not None:
-            self._reactor.remove(sock.fileno())
+            if self._waiting:
+                self._reactor.remove(sock.fileno())
             if close:
                 sock.close()
 
     def _crashed(self, exc: Exception) -> None:
         self._release(close=True)
+
+
+def _is_connected(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
 
 
 def dial_socket(
@@ -96,7 +112,7 @@ def dial_socket(
     mark: int | None = None,
     source: tuple[str, int] | None = None,
     transparent: bool = False,
-    deadline: float = DIAL_DEADLINE,
+    deadline: float | None = None,
 ) -> Dialling:
     """Connect to (ip, port); *on_done* gets the connected non-blocking socket (TCP_NODELAY), or the
     OSError (``TimeoutError`` at the deadline). Never calls back before it returns.
@@ -105,17 +121,25 @@ def dial_socket(
         source: (ip, port 0) to bind before connecting; foreign if *transparent*.
     """
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    if deadline is None:
+        deadline = reactor.limits.dial
     dialling = Dialling(reactor, on_done)
     try:
         sock = socket_in(netns_fd, family, mark=mark, transparent=transparent)
     except OSError as exc:
         dialling._fail_soon(exc)
         return dialling
+    if sock.fileno() >= reactor.headroom.dials_below:
+        reactor.headroom.refused("descriptors")
+        sock.close()
+        dialling._fail_soon(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+        return dialling
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if source is not None:
-            # A chosen port must be free against this destination only, not against all (TIME_WAIT).
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(source[1] != 0))
+            if source[1]:
+                # A chosen port must be free against this destination only, not against all (TIME_WAIT).
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(source)
         dialling._begin(sock, address, deadline)
     except OSError as exc:
@@ -133,7 +157,7 @@ def dial(
     mark: int | None = None,
     source: tuple[str, int] | None = None,
     transparent: bool = False,
-    deadline: float = DIAL_DEADLINE,
+    deadline: float | None = None,
 ) -> Dialling:
     """``dial_socket``, giving a ``SocketChannel``."""
 

@@ -19,7 +19,7 @@ import trio
 from ambient.engine.nursery import plain_nursery
 from ambient.errors import AmbientError, ConfigError, Unavailable
 from ambient.model.identity import SpiffeId
-from ambient.model.mesh import Mesh
+from ambient.model.mesh import Change, Mesh
 from ambient.wire import xds
 from ambient.wire.frames import Frame
 
@@ -81,9 +81,24 @@ class Follow:
             for asked in self._asked.values():
                 asked.answered.set()
 
+    @property
+    def knows(self) -> bool:
+        """Whether there is a snapshot to go by."""
+        return self._synchronised.is_set()
+
     async def synchronised(self) -> None:
         """Return when the first snapshot is applied."""
         await self._synchronised.wait()
+
+    def assume(self, change: Change) -> bool:
+        """Go by *change*, which an earlier process knew, until control speaks; False if it has spoken."""
+        if self._synchronised.is_set():
+            return False
+        self.mesh.apply(change)
+        if self.on_update is not None:
+            self.on_update()
+        self._synchronised.set()
+        return True
 
     def report(self, report: xds.PodReport) -> None:
         """The agent's word on one pod."""

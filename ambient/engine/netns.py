@@ -83,8 +83,12 @@ def socket_in(
         mark: SO_MARK, or None for none; needs CAP_NET_ADMIN.
         transparent: May bind addresses that are not this namespace's own (needs CAP_NET_ADMIN).
     """
-    with in_netns(fd):
-        made = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    kind |= socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+    if fd is None:
+        made = socket.socket(family, kind)
+    else:
+        with in_netns(fd):
+            made = socket.socket(family, kind)
     try:
         if mark is not None:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
@@ -143,6 +147,12 @@ def listen_in(
 
 def plain_address(address: tuple[object, ...]) -> tuple[str, int]:
     """(canonical ip, port) of a socket address; an IPv4-mapped one becomes IPv4."""
+    host, port = address[0], address[1]
+    if isinstance(host, str) and isinstance(port, int):
+        # The kernel's own spelling is canonical for IPv4, also where an IPv6 socket shows it mapped.
+        plain = host.removeprefix("::ffff:")
+        if ":" not in plain and "." in plain:
+            return plain, port
     parsed = ip_address(str(address[0]).partition("%")[0])
     if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is not None:
         parsed = parsed.ipv4_mapped

@@ -79,6 +79,25 @@ class SvidCache:
             return await self.get(identity)  # Forgotten for somebody who left; we have just come.
         return self._valid(identity, entry)
 
+    def inherit(self, svid: Svid) -> None:
+        """Take over *svid* from an earlier process, to be renewed at its time; ours, if we have one, wins.
+
+        An SVID that has expired is not worth keeping; without effect then.
+        """
+        known = self._entries.get(svid.identity)
+        if known is not None or not is_usable(svid.not_before, svid.not_after, self._clock()):
+            return
+        entry = self._entries[svid.identity] = _Entry()
+        entry.svid = svid
+        entry.tried.set()
+        if self._nursery is not None:
+            self._nursery.start_soon(self._keep, svid.identity, entry)
+
+    def held(self, identity: SpiffeId) -> Svid | None:
+        """The SVID, key included, for whoever is to hold it over our end; None if there is none."""
+        entry = self._entries.get(identity)
+        return entry.svid if entry is not None else None
+
     def context_nowait(
         self, identity: SpiffeId, *, server: bool, alpn: tuple[str, ...] = ALPN_HBONE
     ) -> TlsContext:
@@ -113,6 +132,17 @@ class SvidCache:
             if entry.svid is not None
         }
 
+    def certificates(self) -> dict[str, tuple[tuple[bytes, ...], tuple[bytes, ...], str]]:
+        """identity -> its chain and its roots in DER, and why there is no newer one ("" if all is well)."""
+        return {
+            str(identity): (
+                entry.svid.chain if entry.svid is not None else (),
+                entry.svid.roots if entry.svid is not None else (),
+                entry.error,
+            )
+            for identity, entry in self._entries.items()
+        }
+
     def _valid(self, identity: SpiffeId, entry: _Entry) -> Svid:
         svid = entry.svid
         if svid is None:
@@ -124,6 +154,8 @@ class SvidCache:
     async def _keep(self, identity: SpiffeId, entry: _Entry) -> None:
         failures = 0
         with entry.scope:
+            if entry.svid is not None:
+                await trio.sleep(self._renewal_delay(entry.svid))
             while True:
                 try:
                     svid = await self._fetch(identity)
@@ -149,6 +181,9 @@ class SvidCache:
         entry.contexts.clear()
         if self.on_renewed is not None:
             self.on_renewed(identity)
+        return self._renewal_delay(svid)
+
+    def _renewal_delay(self, svid: Svid) -> float:
         return max(LEAST_RENEWAL_DELAY, renewal_delay(svid.not_before, svid.not_after, self._clock()))
 
 

@@ -9,6 +9,7 @@ program as its child.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -156,11 +157,26 @@ def drop_privileges(*, confined: bool) -> None:
 
 
 def exec_program(argv: Sequence[str], environment: dict[str, str]) -> NoReturn:
-    """Become *argv* with signals as a program expects them."""
+    """Become *argv* with signals as a program expects them.
+
+    Raises:
+        FileNotFoundError: there is no such program; a shell would say 127.
+        OSError: there is one, and it cannot be run; a shell would say 126.
+    """
     for number in (signal.SIGPIPE, signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    os.execvpe(argv[0], list(argv), environment)
+    try:
+        os.execvpe(argv[0], list(argv), environment)
+    except PermissionError:
+        # Also what a directory of PATH that we may not search ends in, which says nothing of the program.
+        if "/" in argv[0] or _is_on_path(argv[0], environment.get("PATH", os.defpath)):
+            raise
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), argv[0]) from None
+
+
+def _is_on_path(program: str, path: str) -> bool:
+    return any(os.path.isfile(os.path.join(folder, program)) for folder in path.split(os.pathsep))
 
 
 def _standard_streams(log: int) -> None:

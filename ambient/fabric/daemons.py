@@ -31,6 +31,7 @@ class Daemon:
         netns: Descriptor of the network namespace it lives in; None for the outer one.
         pod: Its pod's uid, for waypoints and sidecars.
         pod_name: ``namespace/name`` of that pod.
+        restart: How soon it is started again.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Daemon:
     pod: str = ""
     pod_name: str = ""
     netns: int | None = field(default=None)
+    restart: Backoff = field(default=Backoff())
 
     def launch(self, *fd_names: str) -> Launch:
         """The request to init."""
@@ -75,7 +77,7 @@ class Keeper:
     ) -> None:
         """Run *daemon* until cancelled; then stop it and return."""
         entry = self.table.add(daemon.entry())
-        backoff = Backoff()
+        backoff = daemon.restart
         try:
             while True:
                 entry.process = await self._start(daemon)
@@ -99,19 +101,24 @@ class Keeper:
             stack.enter_context(ours)
             stack.enter_context(theirs)
             # Before its start, so that control knows whom it hears.
-            await self._attach(daemon, ours)
+            try:
+                await self.attach(daemon, ours)
+            except Unavailable:
+                # Without control it could do nothing; what runs already goes on with what it knows.
+                note(f"{daemon.name} cannot start: control is gone")
+                await trio.sleep_forever()
             fds = [theirs.fileno()] if daemon.netns is None else [daemon.netns, theirs.fileno()]
             return await self.init.start(daemon.launch("AMBIENT_CONTROL_FD"), fds)
 
-    async def _attach(self, daemon: Daemon, end: socket.socket) -> None:
-        try:
-            await self.control.call(
-                "attach", fds=[end.fileno()], role=daemon.role, node=daemon.node, pod=daemon.pod
-            )
-        except Unavailable:
-            # Without control it could do nothing; what runs already goes on with what it knows.
-            note(f"{daemon.name} cannot start: control is gone")
-            await trio.sleep_forever()
+    async def attach(self, daemon: Daemon, end: socket.socket) -> None:
+        """Give control its *end* of the line to *daemon*.
+
+        Raises:
+            Unavailable: control has gone.
+        """
+        await self.control.call(
+            "attach", fds=[end.fileno()], role=daemon.role, node=daemon.node, pod=daemon.pod
+        )
 
 
 def note(text: str) -> None:

@@ -16,6 +16,7 @@ from ambient.fabric.guests import Guests
 from ambient.fabric.nodes import Node
 from ambient.fabric.pods import Pods
 from ambient.fabric.table import Table
+from ambient.fabric.ztunnels import ZtunnelKeeper
 
 TIMED_OUT = 124
 DEFAULT_TIMEOUT = 60.0
@@ -23,7 +24,8 @@ DEFAULT_TIMEOUT = 60.0
 
 @dataclass(slots=True)
 class Desk:
-    """The fabric's methods: ``status``, ``wait_ready``, ``restart``, ``down``, and those of guests.
+    """The fabric's methods: ``status``, ``wait_ready``, ``restart``, ``restart_ztunnel``, ``down``;
+    and those of guests.
 
     Args:
         stop: Set to take the mesh down.
@@ -33,6 +35,7 @@ class Desk:
     nodes: Mapping[str, Node]
     table: Table
     pods: Pods
+    ztunnels: Mapping[str, ZtunnelKeeper]
     stop: trio.Event
     guests: Guests
 
@@ -42,6 +45,7 @@ class Desk:
             "status": self.status,
             "wait_ready": self.wait_ready,
             "restart": self.restart,
+            "restart_ztunnel": self.restart_ztunnel,
             "down": self.down,
             "adopt": self.guests.adopt,
             "find_guest": self.guests.find,
@@ -90,13 +94,28 @@ class Desk:
         raise RpcError(TIMED_OUT, f"not ready after {timeout:g} s: {waiting or 'fewer pods than expected'}")
 
     async def restart(self, call: Call) -> dict[str, Any]:
-        """Stop the daemon or program of that ``name`` gracefully; it is started again at once."""
+        """Stop the daemon or program of that ``name`` gracefully; it is started again at once.
+
+        A ztunnel is replaced: no restart of it need cost anybody a connection.
+        """
         name = str(call.params.get("name", ""))
+        for ztunnel in self.ztunnels.values():
+            if name == ztunnel.entry.name:
+                await ztunnel.upgrade()
+                return {"name": name}
         entry = next((each for each in self.table if each.name == name and each.process is not None), None)
         if entry is None or entry.process is None or name == "control":
             raise AmbientError(f"no {name!r} that can be restarted; see: ambient status")
         await self.pods.keeper.init.stop(entry.process, PATIENCE_SECONDS)
         return {"name": name}
+
+    async def restart_ztunnel(self, call: Call) -> dict[str, Any]:
+        """Replace the ztunnel of ``node`` while it serves; answers when the new one does."""
+        node = str(call.params.get("node", ""))
+        if node not in self.ztunnels:
+            names = ", ".join(self.ztunnels) or "none"
+            raise AmbientError(f"node {node!r} has no ztunnel; nodes that have one: {names}")
+        return await self.ztunnels[node].upgrade()
 
     async def down(self, _call: Call) -> dict[str, Any]:
         """Take the mesh down; init ends, and the run directory with it, after the answer."""

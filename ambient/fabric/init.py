@@ -128,6 +128,8 @@ class Init:
         self._say({"id": message["id"], "pid": pid, "host_pid": host_pid})
 
     def _start(self, message: dict[str, Any], fds: Sequence[int]) -> tuple[int, int]:
+        if message["kind"] == "adopt":
+            return adopt(message["pid"]), message["host_pid"]
         if message["kind"] == "pause":
             return pause.start(decode_pause(message), fds, nested=self._nested)
         return self._launch(decode_launch(message), fds, confined=not self._nested)
@@ -148,6 +150,17 @@ class Init:
                 self._supervisor_status = status
             elif known:
                 self._say({"exited": pid, "status": status})
+
+
+def adopt(pid: int) -> int:
+    """Return *pid* if it is a child of ours that lives: one that somebody else forked and left to us.
+
+    Raises:
+        ChildProcessError: it is not, or it has ended.
+    """
+    if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+        raise ChildProcessError(f"process {pid} has ended already")
+    return pid
 
 
 def reap() -> list[tuple[int, int]]:

@@ -8,7 +8,7 @@ import json
 import math
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,6 +113,14 @@ class InitClient:
         """Make a pod's namespaces; the process returned holds them."""
         return await self._ask("pause", request, fds)
 
+    async def adopt(self, pid: int, host_pid: int) -> Process:
+        """Have init report the end of an orphan that is its child.
+
+        Raises:
+            LaunchFailed: it is not, or has ended.
+        """
+        return await self._send_request(lambda number: launch.encode_adopt(number, pid, host_pid), ())
+
     async def signal(self, process: Process, number: signal.Signals) -> None:
         """Signal *process*, unless init has seen its end."""
         message = {"kind": "signal", "pid": process.pid, "signal": int(number)}
@@ -132,8 +140,11 @@ class InitClient:
         await process.wait()
 
     async def _ask(self, kind: str, request: launch.Launch | launch.Pause, fds: Sequence[int]) -> Process:
+        return await self._send_request(lambda number: launch.encode(kind, number, request), fds)
+
+    async def _send_request(self, encode: Callable[[int], bytes], fds: Sequence[int]) -> Process:
         number = next(self._numbers)
-        packet = launch.encode(kind, number, request)
+        packet = encode(number)
         if len(packet) > launch.MAX_PACKET_BYTES:
             raise LaunchFailed(
                 f"arguments and environment of {len(packet)} bytes, limit {launch.MAX_PACKET_BYTES}"

@@ -4,6 +4,7 @@ Pure and standard library only: init is kept as small as it can be.
 
     supervisor                                    init (PID 1)
       {"id", "kind": "launch" | "pause", ...} + fds  -->
+      {"id", "kind": "adopt", "pid", "host_pid"}     -->
       {"kind": "signal", "pid", "signal"}            -->
                                 <--  {"id", "pid", "host_pid"} | {"id", "error"}
                                 <--  {"exited": pid, "status": code}
@@ -66,6 +67,11 @@ class Pause:
 def encode(kind: str, number: int, request: Launch | Pause) -> bytes:
     """One request as a packet."""
     return json.dumps({"kind": kind, "id": number, **asdict(request)}).encode()
+
+
+def encode_adopt(number: int, pid: int, host_pid: int) -> bytes:
+    """The request to take in an orphan."""
+    return json.dumps({"kind": "adopt", "id": number, "pid": pid, "host_pid": host_pid}).encode()
 
 
 def decode_launch(message: Mapping[str, Any]) -> Launch:

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 import trio
 
 from ambient.fabric.daemons import Daemon, Keeper
+from ambient.fabric.restart_plan import NODE_RESTART
 from ambient.fabric.wiring_plan import NodePlan
+from ambient.fabric.ztunnels import ZtunnelKeeper
+from ambient.model.addressing import NETNS
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +38,18 @@ def zds_path(run_dir: str, node: str) -> str:
 
 
 def cni_path(run_dir: str, node: str) -> str:
-    """Where the node's agent listens for ambient-cni."""
+    """Where the node's agent answers ambient-cni, and the command line."""
     return f"{run_dir}/nodes/{node}/cni.sock"
+
+
+def admin_path(run_dir: str, node: str) -> str:
+    """Where the node's ztunnel answers the command line."""
+    return f"{run_dir}/nodes/{node}/admin.sock"
+
+
+def snapshot_path(run_dir: str, node: str) -> str:
+    """Where the node's ztunnel keeps what it knows of the mesh, for the next one."""
+    return f"{run_dir}/nodes/{node}/mesh.snapshot"
 
 
 def node_environment(base: Mapping[str, str], run_dir: str, plan: NodePlan) -> dict[str, str]:
@@ -47,6 +60,7 @@ def node_environment(base: Mapping[str, str], run_dir: str, plan: NodePlan) -> d
         "AMBIENT_NODE_IP": plan.ip,
         "INPOD_UDS": zds_path(run_dir, plan.name),
         "AMBIENT_CNI_SOCKET": cni_path(run_dir, plan.name),
+        "AMBIENT_MESH_SNAPSHOT": snapshot_path(run_dir, plan.name),
     }
 
 
@@ -54,8 +68,13 @@ def daemons(base: Mapping[str, str], run_dir: str, node: Node) -> tuple[Daemon, 
     """The agent and the ztunnel of *node*."""
     os.makedirs(os.path.dirname(zds_path(run_dir, node.name)), exist_ok=True)
     environment = node_environment(base, run_dir, node.plan)
+    # As in a cluster: what the mesh does not know is asked of the cluster's name server.
+    ztunnels = {
+        "AMBIENT_DNS_UPSTREAMS": " ".join(NETNS.dns),
+        "AMBIENT_ADMIN_UDS": admin_path(run_dir, node.name),
+    }
 
-    def daemon(role: str, module: str) -> Daemon:
+    def daemon(role: str, module: str, environment: Mapping[str, str]) -> Daemon:
         return Daemon(
             name=f"{role}/{node.name}",
             role=role,
@@ -64,13 +83,22 @@ def daemons(base: Mapping[str, str], run_dir: str, node: Node) -> tuple[Daemon, 
             log=f"{run_dir}/logs/{role}-{node.name}.log",
             node=node.name,
             netns=node.netns,
+            restart=NODE_RESTART,
         )
 
-    return daemon("agent", "ambient.redirect"), daemon("ztunnel", "ztunnel")
+    return (
+        daemon("agent", "ambient.redirect", environment),
+        daemon("ztunnel", "ztunnel", environment | ztunnels),
+    )
 
 
-async def start_daemons(nursery: trio.Nursery, keeper: Keeper, wanted: tuple[Daemon, ...]) -> None:
-    """Keep *wanted* running in *nursery*; return when each has started."""
+async def start_daemons(
+    nursery: trio.Nursery, keeper: Keeper, wanted: Mapping[str, tuple[Daemon, Daemon]]
+) -> dict[str, ZtunnelKeeper]:
+    """Keep the (agent, ztunnel) of each node running in *nursery*; return when all have started."""
+    found = {node: ZtunnelKeeper(keeper, ztunnel) for node, (_, ztunnel) in wanted.items()}
     async with trio.open_nursery() as starting:
-        for daemon in wanted:
-            starting.start_soon(nursery.start, keeper.keep, daemon)
+        for node, (agent, _) in wanted.items():
+            starting.start_soon(nursery.start, keeper.keep, agent)
+            starting.start_soon(nursery.start, found[node].keep)
+    return found

@@ -172,10 +172,13 @@ async def _serve(
     real = settings.fabric == "netns"
     async with trio.open_nursery() as daemons:
         # XXX: no proxies in the loopback fabric yet; nothing would hand them a connection.
-        for node in made.values() if real else ():
-            await nodes.start_daemons(daemons, keeper, nodes.daemons(base, settings.run_dir, node))
+        ztunnels = await nodes.start_daemons(
+            daemons,
+            keeper,
+            {node.name: nodes.daemons(base, settings.run_dir, node) for node in made.values() if real},
+        )
         async with trio.open_nursery() as serving:
-            answers = desk.Desk(settings.run_dir, made, keeper.table, pods, stop, guests)
+            answers = desk.Desk(settings.run_dir, made, keeper.table, pods, ztunnels, stop, guests)
             await serving.start(answers.serve)
             serving.start_soon(guests.watch)
             serving.start_soon(pods.follow, keeper.control)

@@ -12,6 +12,7 @@ from enum import Enum
 DATAPLANE_MODE = "istio.io/dataplane-mode"
 NAMESPACE_INJECTION = "istio-injection"
 POD_INJECTION = "sidecar.istio.io/inject"
+DNS_CAPTURE = "ambient.istio.io/dns-capture"
 
 
 class Mode(Enum):
@@ -43,6 +44,11 @@ def why_not(
     """Say why the pod is not in ambient mode; "" if it is to be."""
     mode, reason = _decide(namespace_labels, pod_labels, host_network=host_network, is_waypoint=is_waypoint)
     return "" if mode is Mode.AMBIENT else reason
+
+
+def dns_capture(annotations: Mapping[str, str]) -> bool:
+    """Whether the lookups of an enrolled pod are captured too: Istio's annotation, on where it is not set."""
+    return annotations.get(DNS_CAPTURE, "true").strip().lower() != "false"
 
 
 def _decide(

@@ -61,6 +61,15 @@ def authz_check(mesh: Mesh, source: Workload, destination: Workload | Service, p
     return replace(refused[0], verdict=replace(verdict, reason=reason))
 
 
+def refuses_strangers(mesh: Mesh, workload: Workload) -> bool:
+    """Whether policy refuses *workload* a connection of which nothing is known but that it has no identity.
+
+    STRICT mutual TLS does; so does a policy that allows only named principals.
+    """
+    nobody = Connection(None, "0.0.0.0", "0.0.0.0", 0)
+    return not decide(mesh.policies_for(workload), nobody).allowed
+
+
 def _address(mesh: Mesh, destination: Workload | Service) -> str:
     """Where a client would connect to: a headless service is the addresses of its endpoints."""
     addresses = destination.addresses
@@ -102,7 +111,7 @@ def _uncaptured(mesh: Mesh, source: Workload, ip: str, port: int, chance: float)
     """What the node does without us: a virtual address becomes an endpoint, the rest goes as it is."""
     service = mesh.service_by_address(ip, source.namespace)
     if service is None:
-        workload = mesh.workload_by_address(ip)
+        workload = mesh.workload_by_address(ip, source.node)
         return Pass(ip, port, workload_uid=workload.uid if workload else "")
     targets = mesh.targets(service.key, port)
     if not targets:

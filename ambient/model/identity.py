@@ -8,6 +8,7 @@ that Istio uses.
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from typing import Self
@@ -23,6 +24,10 @@ DEFAULT_TRUST_DOMAIN = "cluster.local"
 _TRUST_DOMAIN = re.compile(r"[a-z0-9._-]+")
 # Kubernetes object names: RFC 1123 subdomains.
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?")
+
+
+# Identities whose text is kept; a node has far fewer. Picked, not measured.
+_REMEMBERED = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +76,18 @@ class SpiffeId:
     @property
     def principal(self) -> str:
         """The form used in policies: the URI without its scheme."""
-        return f"{self.trust_domain}/ns/{self.namespace}/sa/{self.service_account}"
+        return _spelled(self.trust_domain, self.namespace, self.service_account)[9:]
 
     def __str__(self) -> str:
-        return f"spiffe://{self.principal}"
+        return _spelled(self.trust_domain, self.namespace, self.service_account)
+
+
+@functools.lru_cache(maxsize=_REMEMBERED)
+def _spelled(trust_domain: str, namespace: str, service_account: str) -> str:
+    return f"spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}"
+
+
+@functools.lru_cache(maxsize=_REMEMBERED)
+def identity_of(trust_domain: str, namespace: str, service_account: str) -> SpiffeId:
+    """``SpiffeId``, judged once and then remembered: the data path asks for every connection."""
+    return SpiffeId(trust_domain, namespace, service_account)

@@ -13,6 +13,8 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Any
 
+from ambient.errors import ConfigError
+from ambient.model.exclusions import exclusions_of
 from ambient.model.objects import FieldError, Object, Path, selects
 
 DEFAULT_SERVICE_ACCOUNT = "default"
@@ -157,11 +159,20 @@ def _read(obj: Object) -> PodSpec:
         or spec.get("serviceAccount")
         or DEFAULT_SERVICE_ACCOUNT,
         labels=metadata.get("labels") or {},
-        annotations=metadata.get("annotations") or {},
+        annotations=_annotations(metadata, (*path, "metadata", "annotations")),
         host_network=spec.get("hostNetwork", False),
         nodes=tuple(dict.fromkeys(_nodes(spec))),
         termination_grace_seconds=spec.get("terminationGracePeriodSeconds", 30),
     )
+
+
+def _annotations(metadata: Mapping[str, Any], path: Path) -> Mapping[str, str]:
+    found: Mapping[str, str] = metadata.get("annotations") or {}
+    try:
+        exclusions_of(found)
+    except ConfigError as exc:
+        raise FieldError(path, str(exc)) from exc
+    return found
 
 
 def _container(body: Mapping[str, Any], path: Path) -> Container:

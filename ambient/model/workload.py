@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
 
-from ambient.model.identity import DEFAULT_TRUST_DOMAIN, SpiffeId
+from ambient.model.identity import DEFAULT_TRUST_DOMAIN, SpiffeId, identity_of
 
 HBONE_PORT = 15008
 
@@ -59,4 +59,4 @@ class Workload:
     @property
     def identity(self) -> SpiffeId:
         """The SPIFFE ID its certificate carries."""
-        return SpiffeId(self.trust_domain, self.namespace, self.service_account)
+        return identity_of(self.trust_domain, self.namespace, self.service_account)

@@ -11,26 +11,32 @@ import os
 import signal
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
 from ambient.engine.follow import Follow
-from ambient.errors import ConfigError
+from ambient.errors import ConfigError, Unavailable
 from ambient.model.addressing import NETNS
+from ambient.model.explain import refuses_strangers
 from ambient.redirect import backend
-from ambient.redirect.backends import Backend, choose
+from ambient.redirect.attestation import Attestor
+from ambient.redirect.backends import Backend, attestable, choose
 from ambient.redirect.cni_server import CniServer
 from ambient.redirect.dns_server import DnsServer
 from ambient.redirect.pod_keeper import Around, PodKeeper
+from ambient.redirect.survey import survey
 from ambient.redirect.vips import VirtualAddresses
 from ambient.redirect.zds_server import Named, ZdsServer
+from ambient.wire.frames import Frame
 from ambient.wire.xds import NodePod, PodReport
 
 log = logging.getLogger("agent")
 
 # A name server's socket that cannot be had is tried again: its address may not be there yet. Picked.
 DNS_RETRY_SECONDS = 1.0
+# Control takes three times as long without a word for silence.
+ROUNDS_BETWEEN_WORDS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +50,7 @@ class Settings:
         rules: How rules are put into pods.
         dns_addresses: What the name server listens on; none switches it off.
         dns_upstreams: Name servers for names outside the cluster.
+        dns_capture: Whether pods' lookups may be sent to their proxy; false overrules every pod.
         services: Whether virtual addresses are translated here (``loopback`` has nothing to translate).
     """
 
@@ -53,6 +60,7 @@ class Settings:
     rules: Backend = backend
     dns_addresses: tuple[str, ...] = NETNS.dns
     dns_upstreams: tuple[str, ...] = ()
+    dns_capture: bool = True
     services: bool = True
 
 
@@ -71,6 +79,8 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
         cni_path=environment.get("AMBIENT_CNI_SOCKET", ""),
         rules=choose(environment.get("AMBIENT_REDIRECT", "")),
         dns_upstreams=tuple(environment.get("AMBIENT_DNS_UPSTREAMS", "").split()),
+        # The name and the meaning that ztunnel gives it: the two must agree.
+        dns_capture=environment.get("ISTIO_META_DNS_CAPTURE", "true").lower() == "true",
     )
 
 
@@ -88,27 +98,34 @@ class Agent:
         self._vips = VirtualAddresses(self._follow.mesh, settings.node)
         self._dns = DnsServer(lambda: self._follow.mesh, settings.dns_upstreams)
         self._pods: dict[str, PodKeeper] = {}
-        self._cni = CniServer(settings.cni_path, self._keeper, self._zds)
+        self._cni = CniServer(settings.cni_path, self._keeper, self._zds, settings.rules)
+        self._attestor = Attestor(self._pods, self._zds, attestable(settings.rules))
+        self._around = Around(self._zds, self._reported, settings.rules, self._is_strict)
         self._known = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._follow.on_update = self._vips.mesh_changed
         self._follow.on_pods = self._pods_named
         self._zds.on_drained = self._drained
         self._zds.on_refused = self._refused
+        self._follow.on_frame["survey"] = self._survey
+        self._attestor.on_round = self._attested
+        self._rounds = 0
+        self._surveys = trio.CapacityLimiter(1)
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT; the pods stay as they are.
 
         Raises:
-            Unavailable: control has gone.
+            Unavailable: control has gone before it had said anything.
             OSError: a socket cannot be had.
         """
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 await nursery.start(self._zds.run)
-                nursery.start_soon(self._follow.run)
+                nursery.start_soon(self._follow_control)
                 await self._follow.synchronised()
+                nursery.start_soon(self._attestor.run)
                 if self._settings.cni_path:
                     nursery.start_soon(self._cni.run)
                 if self._settings.services:
@@ -116,6 +133,15 @@ class Agent:
                 nursery.start_soon(self._serve_names)
                 async for _ in signals:
                     nursery.cancel_scope.cancel()
+
+    async def _follow_control(self) -> None:
+        try:
+            await self._follow.run()
+        except* Unavailable as group:
+            if not self._follow.knows:
+                raise Unavailable("control went away before it had said anything") from group
+            # Pods stay enrolled, and what ztunnel's life depends on stays held, until ``ambient down``.
+            log.error("control has gone: no pod can be enrolled or released any more")
 
     async def _serve_names(self) -> None:
         while self._settings.dns_addresses:
@@ -128,14 +154,15 @@ class Agent:
     def _pods_named(self, pods: tuple[NodePod, ...]) -> None:
         """Control's full list of this node's pods."""
         assert self._nursery is not None
-        named = {pod.uid: pod for pod in pods}
+        allowed = self._settings.dns_capture
+        named = {pod.uid: pod if allowed else replace(pod, dns_capture=False) for pod in pods}
         for uid in self._pods.keys() - named.keys():
             self._pods.pop(uid).gone()
         for uid, pod in named.items():
             if uid in self._pods:
                 self._pods[uid].want(pod)
                 continue
-            keeper = self._pods[uid] = PodKeeper(pod, Around(self._zds, self._reported, self._settings.rules))
+            keeper = self._pods[uid] = PodKeeper(pod, self._around)
             keeper.recall()
             self._nursery.start_soon(keeper.run)
         self._known.set()
@@ -147,10 +174,42 @@ class Agent:
 
     def _keeper(self, namespace: str, name: str) -> PodKeeper | None:
         """The newest pod of that name."""
-        found = [
-            each for each in self._pods.values() if (each.pod.namespace, each.pod.name) == (namespace, name)
-        ]
+        who = (namespace, name)
+        found = [each for each in self._pods.values() if (each.pod.namespace, each.pod.name) == who]
         return found[-1] if found else None
+
+    def _is_strict(self, uid: str) -> bool:
+        workload = self._follow.mesh.workload(uid)
+        return workload is None or refuses_strangers(self._follow.mesh, workload)
+
+    def _survey(self, frame: Frame) -> None:
+        """Control asks how enrolling a pod would go."""
+        match frame:
+            case {"id": int(number), "uid": str(uid)} if uid in self._pods:
+                assert self._nursery is not None
+                self._nursery.start_soon(self._answer_survey, number, self._pods[uid].pod)
+
+    async def _answer_survey(self, number: int, pod: NodePod) -> None:
+        # Listing connections takes the kernel 10 ms and more: others go on meanwhile.
+        found = await trio.to_thread.run_sync(survey, pod, self._zds.pids(), limiter=self._surveys)
+        self._follow.send({"kind": "surveyed", "id": number, **found})
+
+    def _attested(self) -> None:
+        """After each round; every few of them control hears that they go on."""
+        self._rounds += 1
+        if self._rounds % ROUNDS_BETWEEN_WORDS != 1:
+            return
+        now = self._attestor.statistics()
+        self._follow.send(
+            {
+                "kind": "attestation",
+                "enrolled": now.enrolled,
+                "lost": now.lost,
+                "checks": now.checks,
+                "repairs": sum(now.repairs.values()),
+                "plaintext": dict(now.plaintext),
+            }
+        )
 
     async def _snapshot(self) -> list[Named]:
         await self._known.wait()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace as changed
 from enum import Enum, auto
 
 from ambient.engine.netlink import NetlinkSocket
@@ -22,6 +23,7 @@ from ambient.redirect.plan import (
     TABLE,
     Capture,
     capture_plan,
+    closed_plan,
     drain_plan,
 )
 from ambient.wire import netlink_route, nft_dump, nft_encode
@@ -38,6 +40,7 @@ class Standing(Enum):
 
     NONE = auto()  # no table of ours
     CAPTURED = auto()  # exactly the rules of an enrolled pod
+    CLOSED = auto()  # a pod that could not be kept captured, and takes no plaintext
     DRAINING = auto()  # exactly the rules of one that leaves
     DAMAGED = auto()  # a table of ours with other rules
 
@@ -88,8 +91,8 @@ def remove_routing(netns: int) -> None:
                 nl.delete_route(route, table=ROUTING_TABLE, local=True)
 
 
-def standing(netns: int) -> Standing:
-    """Read from the kernel what stands in the namespace."""
+def standing(netns: int, capture: Capture = Capture()) -> Standing:  # noqa: B008 (a frozen value)
+    """Read from the kernel what stands in the namespace, where *capture* is what should be captured."""
     with NetlinkSocket(netns, NETLINK_NETFILTER) as nl:
         chains = _chains(nl, TABLE)
         rules = (
@@ -97,8 +100,10 @@ def standing(netns: int) -> Standing:
         )
     if not chains:
         return Standing.NONE
-    if any(nft_dump.stands(capture_plan(Capture(dns=dns)), rules) for dns in (False, True)):
+    if any(nft_dump.stands(capture_plan(changed(capture, dns=dns)), rules) for dns in (False, True)):
         return Standing.CAPTURED
+    if nft_dump.stands(closed_plan(capture), rules):
+        return Standing.CLOSED
     return Standing.DRAINING if nft_dump.stands(drain_plan(), rules) else Standing.DAMAGED
 
 

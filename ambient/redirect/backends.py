@@ -11,19 +11,21 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from ambient.engine.netns import in_netns
 from ambient.errors import ConfigError
-from ambient.redirect import backend, iptables_plan, listing, text
+from ambient.redirect import backend, evidence, iptables_plan, listing, text
 from ambient.redirect.backend import Standing
 from ambient.redirect.iptables_plan import Lines
-from ambient.redirect.plan import TABLE, Capture, capture_plan, drain_plan
+from ambient.redirect.plan import TABLE, Capture, capture_plan, closed_plan, drain_plan
 from ambient.wire.netlink import AF_INET, AF_INET6
 from ambient.wire.nft import Table
 
 # The programs take 5 to 20 ms; longer than this something is stuck. Picked, not measured.
 PROGRAM_SECONDS = 10.0
+ANY = Capture()
 FAMILIES = ((AF_INET, "iptables-legacy"), (AF_INET6, "ip6tables-legacy"))
 
 
@@ -42,8 +44,12 @@ class Backend(Protocol):
         """Leave nothing behind."""
         ...
 
-    def standing(self, netns: int) -> Standing:
-        """What stands in the namespace."""
+    def put(self, netns: int, table: Table) -> None:
+        """Make *table* stand, one of the plans of ``plan``."""
+        ...
+
+    def standing(self, netns: int, capture: Capture = ...) -> Standing:
+        """What stands in the namespace, where *capture* is what should be captured."""
         ...
 
     def planned(self, table: Table | None) -> list[str]:
@@ -74,27 +80,40 @@ def choose(name: str) -> Backend:
             raise ConfigError(f"AMBIENT_REDIRECT={name!r} is none of netlink, nft, iptables, loopback")
 
 
+def attestable(rules: Backend) -> IptablesLegacy | None:
+    """Who attests rules that nf_tables knows nothing of; None where it does.
+
+    XXX: changes of iptables rules raise no event and no generation; they are looked at whenever anything
+    else of the pod has changed, and by ``ambient redirect show --diff``. Enough for a fallback.
+    """
+    return rules if isinstance(rules, IptablesLegacy) else None
+
+
 class NftText:
     """By ``nft -f -``: the text of ``ambient redirect show``, one transaction each. Reads by netlink."""
 
     def install(self, netns: int, capture: Capture) -> None:
         """See ``Backend``."""
         backend.add_routing(netns)
-        run(netns, ("nft", "-f", "-"), text.format_refill(capture_plan(capture)))
+        self.put(netns, capture_plan(capture))
 
     def drain(self, netns: int) -> None:
         """See ``Backend``."""
         if self.standing(netns) is not Standing.NONE:
-            run(netns, ("nft", "-f", "-"), text.format_refill(drain_plan()))
+            self.put(netns, drain_plan())
 
     def remove(self, netns: int) -> None:
         """See ``Backend``."""
         run(netns, ("nft", "-f", "-"), text.format_deletion(TABLE))
         backend.remove_routing(netns)
 
-    def standing(self, netns: int) -> Standing:
+    def put(self, netns: int, table: Table) -> None:
         """See ``Backend``."""
-        return backend.standing(netns)
+        run(netns, ("nft", "-f", "-"), text.format_refill(table))
+
+    def standing(self, netns: int, capture: Capture = ANY) -> Standing:
+        """See ``Backend``."""
+        return backend.standing(netns, capture)
 
     def planned(self, table: Table | None) -> list[str]:
         """See ``Backend``."""
@@ -111,12 +130,12 @@ class IptablesLegacy:
     def install(self, netns: int, capture: Capture) -> None:
         """See ``Backend``."""
         backend.add_routing(netns)
-        self._put(netns, capture_plan(capture))
+        self.put(netns, capture_plan(capture))
 
     def drain(self, netns: int) -> None:
         """See ``Backend``."""
         if self.standing(netns) is not Standing.NONE:
-            self._put(netns, drain_plan())
+            self.put(netns, drain_plan())
 
     def remove(self, netns: int) -> None:
         """See ``Backend``."""
@@ -126,14 +145,16 @@ class IptablesLegacy:
                 self._restore(netns, tool, lines)
         backend.remove_routing(netns)
 
-    def standing(self, netns: int) -> Standing:
+    def standing(self, netns: int, capture: Capture = ANY) -> Standing:
         """See ``Backend``."""
         saved = {family: self._save(netns, tool) for family, tool in FAMILIES}
         if not any(map(iptables_plan.is_there, saved.values())):
             return Standing.NONE
-        captures = [capture_plan(Capture(dns=dns)) for dns in (False, True)]
+        captures = [capture_plan(replace(capture, dns=dns)) for dns in (False, True)]
         if any(self._stands(table, saved) for table in captures):
             return Standing.CAPTURED
+        if self._stands(closed_plan(capture), saved):
+            return Standing.CLOSED
         return Standing.DRAINING if self._stands(drain_plan(), saved) else Standing.DAMAGED
 
     def planned(self, table: Table | None) -> list[str]:
@@ -156,7 +177,13 @@ class IptablesLegacy:
                 lines += [f"# {tool}", *iptables_plan.ours(chains, saved)]
         return lines
 
-    def _put(self, netns: int, table: Table) -> None:
+    def stand(self, netns: int, capture: Capture) -> bool:
+        """For attestation, as ``evidence.RuleReader`` does it."""
+        saved = {family: self._save(netns, tool) for family, tool in FAMILIES}
+        return self._stands(capture_plan(capture), saved) and evidence.routing_stands(netns)
+
+    def put(self, netns: int, table: Table) -> None:
+        """See ``Backend``."""
         for family, tool in FAMILIES:
             chains = iptables_plan.translate(table, family)
             saved = self._save(netns, tool)
@@ -190,6 +217,10 @@ class Nowhere:
         """See ``Backend``."""
         self._tables[netns] = capture_plan(capture)
 
+    def put(self, netns: int, table: Table) -> None:
+        """See ``Backend``."""
+        self._tables[netns] = table
+
     def drain(self, netns: int) -> None:
         """See ``Backend``."""
         if netns in self._tables:
@@ -199,11 +230,13 @@ class Nowhere:
         """See ``Backend``."""
         self._tables.pop(netns, None)
 
-    def standing(self, netns: int) -> Standing:
+    def standing(self, netns: int, capture: Capture = ANY) -> Standing:
         """See ``Backend``."""
         match self._tables.get(netns):
             case None:
                 return Standing.NONE
+            case table if table == closed_plan(capture):
+                return Standing.CLOSED
             case table if table == drain_plan():
                 return Standing.DRAINING
             case _:

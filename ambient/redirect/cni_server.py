@@ -13,8 +13,7 @@ import trio
 from ambient.engine.netns import netns_identity, open_netns
 from ambient.engine.rpc import FAILED, Call, RpcError, serve_admin
 from ambient.errors import Denied, Unavailable
-from ambient.redirect import backend
-from ambient.redirect.backend import Standing
+from ambient.redirect.backends import Backend
 from ambient.redirect.pod_keeper import PodKeeper, State
 from ambient.redirect.zds_server import ZdsServer
 
@@ -33,10 +32,17 @@ class CniServer:
         find: Returns the keeper of (namespace, name), if control has named such a pod.
     """
 
-    def __init__(self, path: str, find: Callable[[str, str], PodKeeper | None], ztunnels: ZdsServer) -> None:
+    def __init__(
+        self,
+        path: str,
+        find: Callable[[str, str], PodKeeper | None],
+        ztunnels: ZdsServer,
+        rules: Backend,
+    ) -> None:
         self._path = path
         self._find = find
         self._ztunnels = ztunnels
+        self._rules = rules
         self._changed = trio.Event()
 
     async def run(self) -> None:
@@ -81,7 +87,7 @@ class CniServer:
             keeper = self._find(*_who(call.params))
             if keeper is None or not _is_its(keeper, netns):
                 raise RpcError(FAILED, "control does not know the pod, or knows it elsewhere")
-            if keeper.pod.mode == "ambient" and backend.standing(netns) is not Standing.CAPTURED:
+            if keeper.pod.mode == "ambient" and not keeper.is_captured(netns):
                 raise RpcError(FAILED, "it should be captured, and its rules are not what they should be")
             return {"enrolled": keeper.state is State.ENROLLED}
 
@@ -92,7 +98,7 @@ class CniServer:
             for netns in call.fds:
                 keeper = self._find(*_who(call.params))
                 if keeper is None or not _is_its(keeper, netns):
-                    await trio.to_thread.run_sync(backend.remove, netns)
+                    await trio.to_thread.run_sync(self._rules.remove, netns)
         finally:
             for fd in call.fds:
                 os.close(fd)

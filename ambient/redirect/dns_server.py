@@ -15,7 +15,7 @@ import trio
 from ambient.errors import RemoteProtocolError
 from ambient.model.mesh import Mesh
 from ambient.redirect import names
-from ambient.wire.dns import MAX_TCP_BYTES, MAX_UDP_BYTES, Answer, Query, Rcode, encode_answer, parse_query
+from ambient.wire.dns import MAX_EDNS_BYTES, MAX_TCP_BYTES, Answer, Query, Rcode, encode_answer, parse_query
 
 DNS_PORT = 53
 # CoreDNS in Kubernetes hands out 30 s; ours is short, since pods come and go while one watches.
@@ -68,15 +68,15 @@ class DnsServer:
     async def _serve_udp(self, sock: trio.socket.SocketType, nursery: trio.Nursery) -> None:
         with sock:
             while True:
-                data, peer = await sock.recvfrom(MAX_UDP_BYTES)
-                reply = self._decide(data, MAX_UDP_BYTES)
+                data, peer = await sock.recvfrom(MAX_EDNS_BYTES)
+                reply = self._decide(data, by_udp=True)
                 if reply is None:
                     nursery.start_soon(self._forward_udp, sock, data, peer)
                 elif reply:
                     await _send_to(sock, reply, peer)
 
     async def _forward_udp(self, sock: trio.socket.SocketType, data: bytes, peer: tuple[object, ...]) -> None:
-        await _send_to(sock, await self._forward(data, MAX_UDP_BYTES), peer)
+        await _send_to(sock, await self._forward(data, by_udp=True), peer)
 
     async def _serve_tcp(self, stream: trio.SocketStream) -> None:
         try:
@@ -101,15 +101,15 @@ class DnsServer:
                 data = await _exactly(stream, _LENGTH.unpack(head)[0])
             if data is None:
                 return
-            reply = self._decide(data, MAX_TCP_BYTES)
+            reply = self._decide(data, by_udp=False)
             if reply is None:
-                reply = await self._forward(data, MAX_TCP_BYTES)
+                reply = await self._forward(data, by_udp=False)
             if not reply:
                 return
             with trio.fail_after(TCP_IDLE_SECONDS):
                 await stream.send_all(_LENGTH.pack(len(reply)) + reply)
 
-    def _decide(self, data: bytes, max_bytes: int) -> bytes | None:
+    def _decide(self, data: bytes, *, by_udp: bool) -> bytes | None:
         """The reply; None: forward it; empty: not worth an answer."""
         try:
             query = parse_query(data)
@@ -121,14 +121,14 @@ class DnsServer:
         if found is None:
             return None
         self.answered += 1
-        return _encode(query, found, max_bytes)
+        return _encode(query, found, by_udp)
 
-    async def _forward(self, data: bytes, max_bytes: int) -> bytes:
+    async def _forward(self, data: bytes, *, by_udp: bool) -> bytes:
         query = parse_query(data)
         try:
             self._forwarding.acquire_on_behalf_of_nowait(query)
         except trio.WouldBlock:
-            return _encode(query, Answer(Rcode.SERVFAIL), max_bytes)
+            return _encode(query, Answer(Rcode.SERVFAIL), by_udp)
         try:
             for upstream in self._upstreams:
                 reply = await _ask(upstream, data)
@@ -136,11 +136,12 @@ class DnsServer:
                     return reply
         finally:
             self._forwarding.release_on_behalf_of(query)
-        return _encode(query, Answer(Rcode.SERVFAIL), max_bytes)
+        return _encode(query, Answer(Rcode.SERVFAIL), by_udp)
 
 
-def _encode(query: Query, found: Answer, max_bytes: int) -> bytes:
-    return encode_answer(query, found, ttl=TTL_SECONDS, max_bytes=max_bytes)
+def _encode(query: Query, found: Answer, by_udp: bool) -> bytes:
+    room = query.udp_room if by_udp else MAX_TCP_BYTES
+    return encode_answer(query, found, ttl=TTL_SECONDS, max_bytes=room)
 
 
 async def _send_to(sock: trio.socket.SocketType, reply: bytes, peer: tuple[object, ...]) -> None:

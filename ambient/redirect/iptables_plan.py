@@ -24,6 +24,7 @@ from ambient.wire.nft import (
     Chain,
     ConnectionMark,
     DestinationPort,
+    Drop,
     End,
     Hook,
     Interface,
@@ -187,6 +188,8 @@ def _target(term: Term, family: int) -> str:
     match term:
         case Accept():
             return "ACCEPT"
+        case Drop():
+            return "DROP"
         case MarkConnection(value, mask):
             return f"CONNMARK --set-xmark {value:#x}/{mask:#x}"
         case RestoreMark():

@@ -10,12 +10,14 @@ Why each part::
                             address that is not here, and has to come back to the proxy
                lo           the application talks to itself
                probes       kubelet's, by their source, see the application itself
+               excluded     ports and networks that the pod's owner wants left alone
                tcp          whatever is for an address of this namespace; a packet of a connection that
                             has a socket already is left alone by nft's tproxy, which is how connections
                             older than the rules live on. Not only SYN: a handshake completed by a SYN
                             cookie begins, for the kernel, with an ACK
     out_route  mark 0x111   that answer: routed by table 100, which says "local" for every address
     out        0x539        the proxy's own connections
+               excluded     as above
                SYN          only a connection's first packet is rewritten: conntrack, switched on by
                             these very rules, takes the next packet of an old connection for a new one
 
@@ -29,6 +31,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ambient.model.exclusions import NO_EXCLUSIONS, Exclusions
 from ambient.wire.netlink import AF_INET, AF_INET6
 from ambient.wire.netlink_route import Rule as RoutingRule
 from ambient.wire.nft import (
@@ -41,6 +44,7 @@ from ambient.wire.nft import (
     Chain,
     ConnectionMark,
     DestinationPort,
+    Drop,
     End,
     Hook,
     Interface,
@@ -90,11 +94,13 @@ class Capture:
 
     Attributes:
         dns: Its DNS queries too.
+        exclusions: What its owner wants left alone.
         table: Whose rules they are: ``TABLE`` (the agent's) or ``SIDECAR_TABLE``.
     """
 
     dns: bool = False
     table: str = TABLE
+    exclusions: Exclusions = NO_EXCLUSIONS
 
 
 def capture_plan(capture: Capture) -> Table:
@@ -102,7 +108,7 @@ def capture_plan(capture: Capture) -> Table:
     return Table(
         capture.table,
         (
-            Chain("pre", _inbound(), _PRE),
+            Chain("pre", _inbound(capture), _PRE),
             Chain("out_route", ((ConnectionMark(RETURN_MARK, MARK_MASK), RestoreMark()),), _OUT_ROUTE),
             Chain("out", _outbound(capture), _OUT),
         ),
@@ -125,19 +131,40 @@ def drain_plan() -> Table:
     )
 
 
-def _inbound() -> tuple[Rule, ...]:
+def closed_plan(capture: Capture) -> Table:
+    """The rules of a pod that takes no plaintext and cannot be captured: nobody new comes in but probes.
+
+    Its own connections out go as they are: policy is enforced where they arrive.
+    """
+    return Table(
+        capture.table,
+        (
+            Chain("pre", (*_spared(capture), (Syn(), ToThisHost(), Drop())), _PRE),
+            Chain("out_route", ((ConnectionMark(RETURN_MARK, MARK_MASK), RestoreMark()),), _OUT_ROUTE),
+            Chain("out", (), _OUT),
+        ),
+    )
+
+
+def _spared(capture: Capture) -> tuple[Rule, ...]:
+    """What comes in and is nobody else's business."""
+    return (
+        _REMEMBER,
+        (Interface(Way.IN, "lo"), Accept()),
+        *((Address(End.SOURCE, probe), Accept()) for probe in PROBE_SOURCES),
+        *((DestinationPort(L4.TCP, port), Accept()) for port in capture.exclusions.inbound_ports),
+        *((Address(End.SOURCE, network), Accept()) for network in capture.exclusions.inbound_ranges),
+    )
+
+
+def _inbound(capture: Capture) -> tuple[Rule, ...]:
     captured: Rule = (
         DestinationPort(L4.TCP, HBONE_PORT, negated=True),
         ToThisHost(),
         ToProxy(INBOUND_PORT),
         Accept(),
     )
-    return (
-        _REMEMBER,
-        (Interface(Way.IN, "lo"), Accept()),
-        *((Address(End.SOURCE, probe), Accept()) for probe in PROBE_SOURCES),
-        captured,
-    )
+    return (*_spared(capture), captured)
 
 
 def _outbound(capture: Capture) -> tuple[Rule, ...]:
@@ -146,6 +173,8 @@ def _outbound(capture: Capture) -> tuple[Rule, ...]:
         (PacketMark(RETURN_MARK, MARK_MASK),),
         (Interface(Way.OUT, "lo"),),
         *((Address(End.DESTINATION, probe),) for probe in PROBE_SOURCES),
+        *((DestinationPort(L4.TCP, port),) for port in capture.exclusions.outbound_ports),
+        *((Address(End.DESTINATION, network),) for network in capture.exclusions.outbound_ranges),
     )
     dns: tuple[Rule, ...] = tuple(
         (DestinationPort(protocol, DNS_PORT), Redirect(DNS_CAPTURE_PORT)) for protocol in L4 if capture.dns

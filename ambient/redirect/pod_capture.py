@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
+from ambient.engine.netlink import NetlinkSocket
 from ambient.engine.netns import netns_identity, open_netns
 from ambient.errors import ConfigError
 from ambient.redirect import sockets
 from ambient.redirect.backends import Backend
 from ambient.redirect.plan import Capture
+from ambient.wire.netlink_diag import TcpSocket
 from ambient.wire.xds import NodePod
 
 
@@ -33,15 +36,37 @@ def check(netns: int, ztunnels: frozenset[int]) -> None:
             raise ConfigError(f"port {found.local_port} is taken by {who}")
 
 
+def check_is_home(netns: int, pod: NodePod) -> None:
+    """Refuse a namespace that took the place of the pod's and is not the pod's: a path may be used again.
+
+    Raises:
+        ConfigError: it lacks one of the pod's addresses.
+    """
+    with NetlinkSocket(netns) as nl:
+        there = {each.cidr.partition("/")[0] for each in nl.addresses()}
+    for address in pod.addresses:
+        if address not in there:
+            raise ConfigError(f"the namespace at {pod.netns} is not the pod's: it has no address {address}")
+
+
 def capture_of(pod: NodePod) -> Capture:
     """What of *pod* is captured."""
-    return Capture(dns=pod.dns_capture)
+    return Capture(dns=pod.dns_capture, exclusions=pod.exclusions)
 
 
-def install(rules: Backend, netns: int, pod: NodePod) -> int:
-    """Install the rules and do with older connections what *pod* says; returns how many are kept."""
+@dataclass(frozen=True, slots=True)
+class Existing:
+    """The connections that are older than a capture: those left alone, and those that were reset."""
+
+    kept: tuple[TcpSocket, ...] = ()
+    reset: tuple[TcpSocket, ...] = ()
+
+
+def install(rules: Backend, netns: int, pod: NodePod) -> Existing:
+    """Install the rules and do with older connections what *pod* says."""
     older = sockets.established(netns)
     rules.install(netns, capture_of(pod))
     if pod.existing != "reset":
-        return len(older)
-    return len(older) - sockets.reset(netns, older)
+        return Existing(kept=older)
+    sockets.reset(netns, older)
+    return Existing(reset=older)

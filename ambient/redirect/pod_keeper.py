@@ -4,6 +4,9 @@
     release    rules that capture nothing new -> ztunnel stops listening -> "draining"
                -> ztunnel: the last captured connection ended -> no rules -> "none"
 
+    repair     what attestation found wrong is put right; what cannot be is "lost": not enrolled, tried again
+               from time to time, and meanwhile, if policy refuses plaintext, closed to whoever comes
+
 What is refused leaves nothing behind. Where the pod stands is read from its namespace when the agent
 starts, so an agent may come and go without anybody noticing.
 """
@@ -20,13 +23,16 @@ from typing import Any, Protocol
 
 import trio
 
-from ambient.engine.netns import open_netns
+from ambient.engine.netns import netns_identity, open_netns
 from ambient.errors import AmbientError, ConfigError
 from ambient.model.identity import DEFAULT_TRUST_DOMAIN, SpiffeId
-from ambient.redirect import backend, listing, pod_capture
+from ambient.redirect import backend, evidence, listing, pod_capture
+from ambient.redirect.attestation_plan import GiveUp, Namespace, Repair, What
 from ambient.redirect.backend import Standing
 from ambient.redirect.backends import Backend
-from ambient.redirect.plan import capture_plan, drain_plan
+from ambient.redirect.plan import Capture, capture_plan, closed_plan, drain_plan
+from ambient.redirect.pod_capture import Existing
+from ambient.redirect.survey import shown
 from ambient.wire.nft import Table
 from ambient.wire.xds import NodePod, PodReport
 from ambient.wire.zds import WorkloadInfo
@@ -39,6 +45,7 @@ class State(Enum):
 
     NONE = "none"
     ENROLLED = "enrolled"
+    LOST = "lost"
     DRAINING = "draining"
     FAILED = "failed"
 
@@ -66,6 +73,8 @@ class Around:
     ztunnel: Ztunnel
     report: Callable[[PodReport], None]
     rules: Backend = backend
+    # Whether policy lets nobody without an identity into the workload of this uid.
+    is_strict: Callable[[str], bool] = lambda uid: False
 
 
 class PodKeeper:
@@ -74,19 +83,25 @@ class PodKeeper:
     Attributes:
         pod: What control said last.
         state: Where it stands.
-        reason: Why it failed, if it did.
+        reason: Why it was not enrolled when that was last tried, if it was not.
+        existing: Connections older than its capture; attestation takes off those that have ended.
     """
 
     def __init__(self, pod: NodePod, around: Around) -> None:
         self.pod = pod
         self.state = State.NONE
         self.reason = ""
+        self.existing = Existing()
         self._around = around
         self._netns: int | None = None
         self._served = False
         self._drained = False
         self._gone = False
         self._asked = True
+        self._busy = False
+        self._capture_of_pod = pod_capture.capture_of(pod)
+        self._verdict: Repair | GiveUp | None = None
+        self._repairs = 0
         self._changed = trio.Event()
         self._changed.set()
 
@@ -94,6 +109,7 @@ class PodKeeper:
         """Control's newest word."""
         if pod != self.pod:
             self.pod = pod
+            self._capture_of_pod = pod_capture.capture_of(pod)
             self._wake()
 
     def gone(self) -> None:
@@ -109,7 +125,44 @@ class PodKeeper:
     def refused(self, reason: str) -> None:
         """A ztunnel that came anew cannot serve the captured pod: let go of it rather than swallow it."""
         log.error("%s is captured, and ztunnel cannot serve it: %s", self.pod.uid, reason)
-        self.state = State.DRAINING
+        self.judged(GiveUp(reason))
+
+    # What attestation asks, and does (``attestation.Subject``).
+
+    @property
+    def attestable(self) -> bool:
+        """Whether it is enrolled and nothing is under way."""
+        idle = not self._busy and not self._changed.is_set()
+        return idle and self.state is State.ENROLLED and self._served and self._netns is not None
+
+    @property
+    def lost(self) -> bool:
+        """Whether it is to be enrolled and could not be kept so."""
+        return self.state is State.LOST and not self._busy
+
+    @property
+    def netns(self) -> int:
+        """The descriptor of its namespace; only while it is attestable."""
+        assert self._netns is not None
+        return self._netns
+
+    @property
+    def path(self) -> str:
+        """Where its namespace is found."""
+        return self.pod.netns
+
+    @property
+    def capture(self) -> Capture:
+        """What is captured of it."""
+        return self._capture_of_pod
+
+    def judged(self, verdict: Repair | GiveUp) -> None:
+        """Put right what is wrong, or admit that it is lost."""
+        self._verdict = verdict
+        self._changed.set()
+
+    def retry(self) -> None:
+        """Try again to enroll a lost pod."""
         self._wake()
 
     def named(self) -> tuple[WorkloadInfo, int] | None:
@@ -121,21 +174,32 @@ class PodKeeper:
     def recall(self) -> None:
         """Read from the kernel where the pod stands; for an agent that has just started."""
         try:
-            match self._around.rules.standing(self._open()):
+            match self._around.rules.standing(self._open(), self.capture):
                 case Standing.CAPTURED | Standing.DAMAGED:
                     self.state, self._served = State.ENROLLED, True
                 case Standing.DRAINING:
                     self.state = State.DRAINING
+                case Standing.CLOSED:
+                    self.state = State.LOST
                 case Standing.NONE:
                     self.state = State.NONE
+                    # The last agent ended between the table and its routes.
+                    if evidence.routing_left_over(self.netns):
+                        self._around.rules.remove(self.netns)
         except (OSError, AmbientError) as exc:
             log.debug("%s: %s", self.pod.uid, exc)
 
     def should_stand(self) -> Table | None:
         """The rules that its namespace should hold now."""
-        if self.state is State.ENROLLED:
-            return capture_plan(pod_capture.capture_of(self.pod))
-        return drain_plan() if self.state is State.DRAINING else None
+        match self.state:
+            case State.ENROLLED:
+                return capture_plan(self.capture)
+            case State.LOST if self._is_strict():
+                return closed_plan(self.capture)
+            case State.DRAINING | State.LOST:
+                return drain_plan()
+            case _:
+                return None
 
     def show(self) -> dict[str, Any]:
         """What should stand in its namespace and what does, as text.
@@ -143,10 +207,9 @@ class PodKeeper:
         Raises:
             ConfigError: it has no namespace.
         """
-        would = capture_plan(pod_capture.capture_of(self.pod))
-        rules = self._around.rules
+        rules, would = self._around.rules, capture_plan(self.capture)
         should = rules.planned(self.should_stand())
-        does = rules.present(self._open(), (would, drain_plan()))
+        does = rules.present(self._open(), (would, closed_plan(self.capture), drain_plan()))
         return {
             "uid": self.pod.uid,
             "state": self.state.value,
@@ -155,6 +218,10 @@ class PodKeeper:
             "diff": listing.difference(should, does),
         }
 
+    def is_captured(self, netns: int) -> bool:
+        """Whether *netns* holds exactly the rules that the pod is to be captured by."""
+        return self._around.rules.standing(netns, self.capture) is Standing.CAPTURED
+
     async def run(self) -> None:
         """Follow ``want`` until ``gone``. A cancelled one leaves the pod as it stands: agents come and go."""
         try:
@@ -162,12 +229,12 @@ class PodKeeper:
                 await self._changed.wait()
                 self._changed = trio.Event()
                 if not self._gone:
+                    self._busy = True
                     await self._converge()
+                    self._busy = False
             await self._forget()
         finally:
-            if self._netns is not None:
-                os.close(self._netns)
-                self._netns = None
+            self._close()
 
     def _wake(self) -> None:
         self._asked = True
@@ -175,14 +242,19 @@ class PodKeeper:
 
     async def _converge(self) -> None:
         asked, self._asked = self._asked, False
+        verdict, self._verdict = self._verdict, None
         started = trio.current_time()
         match self.pod.mode == "ambient", self.state:
+            case True, State.ENROLLED if verdict is not None:
+                await self._put_right(verdict, started)
             case True, State.ENROLLED:
                 await self._mend(asked)
+            case True, State.LOST:
+                await self._recover(started)
             case True, _:
                 if asked:
                     await self._enroll(started)
-            case False, State.ENROLLED | State.FAILED:
+            case False, State.ENROLLED | State.FAILED | State.LOST:
                 await self._release(started)
             case False, State.DRAINING if self._drained:
                 await self._finish()
@@ -193,7 +265,7 @@ class PodKeeper:
 
     async def _enroll(self, started: float) -> None:
         try:
-            kept = await self._capture(self._open())
+            await self._capture(self._open())
         except (OSError, AmbientError) as exc:
             reason = str(exc) or type(exc).__name__
             log.error("%s is not enrolled: %s", self.pod.uid, reason)
@@ -201,11 +273,12 @@ class PodKeeper:
             self._report(reason, started=started)
             return
         self.state, self.reason = State.ENROLLED, ""
-        log.info("%s is enrolled; %d established connections kept", self.pod.uid, kept)
-        self._report(kept=kept, started=started)
+        kept, reset = len(self.existing.kept), len(self.existing.reset)
+        log.info("%s is enrolled; %d established connections kept, %d reset", self.pod.uid, kept, reset)
+        self._report(existing=self.existing, started=started)
 
-    async def _capture(self, netns: int) -> int:
-        """Listeners, then rules; returns the number of connections left alone."""
+    async def _capture(self, netns: int) -> None:
+        """Listeners, then rules; ``existing`` is what was there before."""
         pod_capture.check(netns, self._around.ztunnel.pids())
         was = self.state
         try:
@@ -213,19 +286,126 @@ class PodKeeper:
             await self._around.ztunnel.add(self._workload(), netns)
             # From here on a ztunnel that comes anew is told of it, though the rules are not there yet.
             self._served = True
-            return await trio.to_thread.run_sync(pod_capture.install, self._around.rules, netns, self.pod)
+            self.existing = await trio.to_thread.run_sync(
+                pod_capture.install, self._around.rules, netns, self.pod
+            )
         except BaseException:
             with trio.CancelScope(shield=True):
                 await self._undo(netns, was)
             raise
 
     async def _undo(self, netns: int, was: State) -> None:
-        """Back to where it was: nothing, or draining."""
+        """Back to where it was: nothing, draining, or lost."""
         self._served = False
-        undo = self._around.rules.drain if was is State.DRAINING else self._around.rules.remove
         with suppress(OSError):
-            await trio.to_thread.run_sync(undo, netns)
+            match was:
+                case State.LOST:
+                    await trio.to_thread.run_sync(self._shut_or_drain, netns, self._is_strict())
+                case State.DRAINING:
+                    await trio.to_thread.run_sync(self._around.rules.drain, netns)
+                case _:
+                    await trio.to_thread.run_sync(self._around.rules.remove, netns)
         await self._around.ztunnel.delete(self.pod.uid)
+
+    async def _put_right(self, verdict: Repair | GiveUp, started: float) -> None:
+        if isinstance(verdict, GiveUp):
+            await self._lose(verdict.reason)
+            return
+        try:
+            match verdict.what:
+                case What.RULES:
+                    await trio.to_thread.run_sync(self._around.rules.install, self._open(), self.capture)
+                case What.LISTENERS:
+                    # It may believe that it listens: forget first.
+                    await self._around.ztunnel.delete(self.pod.uid)
+                    await self._around.ztunnel.add(self._workload(), self._open())
+                case What.NAMESPACE:
+                    await self._move()
+        except (OSError, AmbientError) as exc:
+            await self._lose(f"{verdict.reason}: {exc}")
+            return
+        self._repairs += 1
+        log.info("%s is right again; that was repair %d", self.pod.uid, self._repairs)
+        self._report(started=started)
+
+    async def _move(self) -> None:
+        """Leave the namespace that was the pod's, and enroll the one that is."""
+        await self._around.ztunnel.delete(self.pod.uid)
+        await self._leave()
+        self.state = State.LOST
+        await self._capture(self._home())
+        self.state = State.ENROLLED
+
+    async def _leave(self) -> None:
+        """Let go of the namespace; whatever lives in it is not captured any more."""
+        self._served = False
+        if self._netns is not None:
+            with suppress(OSError):
+                await trio.to_thread.run_sync(self._around.rules.remove, self._netns)
+        self._close()
+
+    async def _lose(self, reason: str) -> None:
+        """Not enrolled any more, and nobody is to think otherwise."""
+        self.state, self._served = State.LOST, False
+        strict = self._is_strict()
+        log.error("%s is lost%s: %s", self.pod.uid, ", and closed" if strict else "", reason)
+        # Peers first: those who have heard do not dial 15008.
+        self._report(reason)
+        await self._leave_as_policy_says(strict)
+        await self._around.ztunnel.delete(self.pod.uid)
+
+    async def _recover(self, started: float) -> None:
+        """Try to enroll a lost pod; in vain, it is left as policy says now."""
+        try:
+            await self._capture(self._home())
+        except (OSError, AmbientError) as exc:
+            log.debug("%s is still lost: %s", self.pod.uid, exc)
+            await self._leave_as_policy_says(self._is_strict())
+            self._report(str(exc) or type(exc).__name__)
+            return
+        self.state = State.ENROLLED
+        self._repairs += 1
+        log.info("%s is enrolled again", self.pod.uid)
+        self._report(existing=self.existing, started=started)
+
+    def _home(self) -> int:
+        """The pod's namespace as it is now.
+
+        Raises:
+            ConfigError: there is none, or it is not the pod's.
+        """
+        if self._netns is not None:
+            now = evidence.namespace_at(self.pod.netns, netns_identity(self._netns))
+            if now is Namespace.SAME:
+                return self._netns
+            self._close()
+        netns = self._open()
+        try:
+            pod_capture.check_is_home(netns, self.pod)
+        except (OSError, AmbientError):
+            self._close()  # Nothing of ours may be done in it.
+            raise
+        return netns
+
+    def _close(self) -> None:
+        if self._netns is not None:
+            os.close(self._netns)
+            self._netns = None
+
+    def _is_strict(self) -> bool:
+        return self._around.is_strict(self.pod.uid)
+
+    async def _leave_as_policy_says(self, strict: bool) -> None:
+        if self._netns is not None:
+            with suppress(OSError):
+                await trio.to_thread.run_sync(self._shut_or_drain, self._netns, strict)
+
+    def _shut_or_drain(self, netns: int, strict: bool) -> None:
+        now = self._around.rules.standing(netns, self.capture)
+        if strict and now is not Standing.CLOSED:
+            self._around.rules.put(netns, closed_plan(self.capture))
+        elif not strict and now not in (Standing.NONE, Standing.DRAINING):
+            self._around.rules.put(netns, drain_plan())
 
     async def _mend(self, asked: bool) -> None:
         """It is enrolled as it should be; make sure of the rules and say so."""
@@ -264,7 +444,7 @@ class PodKeeper:
 
     async def _forget(self) -> None:
         """ztunnel need not serve it any more; if its namespace lives on, nothing there leads nowhere."""
-        if self.state not in (State.ENROLLED, State.DRAINING):
+        if self.state not in (State.ENROLLED, State.LOST, State.DRAINING):
             return
         self._served = False
         await self._around.ztunnel.delete(self.pod.uid)
@@ -296,14 +476,17 @@ class PodKeeper:
             dns_capture=pod.dns_capture,
         )
 
-    def _report(self, reason: str = "", *, kept: int = -1, started: float = 0.0) -> None:
+    def _report(self, reason: str = "", *, existing: Existing | None = None, started: float = 0.0) -> None:
         took = trio.current_time() - started if started else 0.0
         self._around.report(
             PodReport(
                 pod=self.pod.uid,
                 state=self.state.value,
                 reason=reason,
-                established_kept=kept,
+                established_kept=-1 if existing is None else len(existing.kept),
+                established_reset=0 if existing is None else len(existing.reset),
+                existing=() if existing is None else tuple(shown(existing.kept + existing.reset)),
+                repairs=self._repairs,
                 duration_ms=round(took * 1000, 3),
             )
         )

@@ -12,6 +12,7 @@ from ambient.wire.nft import (
     ConnectionMark,
     Count,
     DestinationPort,
+    Drop,
     Goto,
     Interface,
     MarkConnection,
@@ -111,6 +112,8 @@ def _statement(term: Term) -> str:
     match term:
         case Accept():
             return "accept"
+        case Drop():
+            return "drop"
         case Goto(chain):
             return f"goto {chain}"
         case Count():

@@ -1,43 +1,77 @@
-"""One ztunnel at the agent's ZDS socket: requests one at a time, each answered before the next."""
+"""One ztunnel at the agent's ZDS socket: requests as they come, answers in the same order."""
 
 from __future__ import annotations
 
 import array
 import logging
+import os
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import trio
 
 from ambient.errors import ProtocolError, Unavailable
-from ambient.wire.zds import MAX_PACKET_BYTES, Acked, AgentConnection, Drained
+from ambient.redirect.fd_store import close_all
+from ambient.redirect.pids import shown_pid
+from ambient.wire.zds import (
+    MAX_LISTENERS,
+    MAX_PACKET_BYTES,
+    Acked,
+    AgentConnection,
+    Drained,
+    Greeted,
+    KeyPassed,
+    ListenersPassed,
+)
 
 log = logging.getLogger("agent")
 
+# One more than may come, so that a descriptor too many is seen and not cut off silently.
+_ANCILLARY_BYTES = socket.CMSG_SPACE((MAX_LISTENERS + 1) * array.array("i").itemsize)
+
 
 class ZtunnelLink:
-    """One ztunnel: requests one at a time, each answered before the next."""
+    """One ztunnel: many requests may be under way, and their answers come in order.
 
-    def __init__(self, sock: trio.socket.SocketType, drained: Callable[[ZtunnelLink, str], None]) -> None:
-        self.pid, self.uid, _ = struct.unpack(
+    Args:
+        drained: Told the uid of each workload of which this ztunnel has nothing left.
+        passed: Given what is to be held for the next ztunnel; the descriptors are then its own.
+
+    Attributes:
+        retired: Whether a newer ztunnel has taken over from this one.
+    """
+
+    def __init__(
+        self,
+        sock: trio.socket.SocketType,
+        drained: Callable[[ZtunnelLink, str], None],
+        passed: Callable[[ZtunnelLink, ListenersPassed | KeyPassed], None],
+    ) -> None:
+        pid, self.uid, _ = struct.unpack(
             "3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         )
+        # As /proc and people know it: who holds a pod's ports is read there.
+        self.pid = shown_pid(pid)
         self.wire = AgentConnection()
         self.greeted = trio.Event()
         self._sock = sock
         self._drained = drained
+        self._passed = passed
+        self.retired = False
         self._turn = trio.Lock()
         self._answers: deque[_Answer] = deque()
+        self._heard = 0.0
         self._scope: trio.CancelScope | None = None
 
     async def read(self, scope: trio.CancelScope) -> None:
         """Take packets until the other end closes; then cancel *scope*."""
         self._scope = scope
         try:
-            while data := await self._receive():
-                self._take(data)
+            while await self._receive():
+                pass
         except ProtocolError as exc:
             log.error("ztunnel %d broke the protocol: %s", self.pid, exc)
         except OSError as exc:
@@ -52,62 +86,88 @@ class ZtunnelLink:
         if self._scope is not None:
             self._scope.cancel()
 
-    async def request(self, encode: Callable[[], bytes], netns: int | None, deadline: float) -> str:
-        """Send what *encode* makes when its turn has come; the ack's error text.
+    async def request(self, encode: Callable[[], bytes], fds: Sequence[int], deadline: float) -> str:
+        """Send what *encode* makes when its turn has come, with *fds* beside it; the ack's error text.
 
         Raises:
             Unavailable: no answer. The connection is closed then: acks come in order, so nothing could
                 be told apart any more.
         """
         async with self._turn:
-            answer = _Answer()
             try:
                 packet = encode()
+                # Answers come in order: whoever asks behind a patient one has to be as patient.
+                patience = max(deadline, self._answers[-1].patience if self._answers else 0.0)
+                if not self._answers:
+                    self._heard = trio.current_time()
+                answer = _Answer(patience)
                 self._answers.append(answer)
-                await self._send(packet, netns)
+                await self._send(packet, fds)
             except (OSError, ProtocolError, trio.ClosedResourceError) as exc:
                 self.cancel()
                 raise Unavailable(f"ztunnel {self.pid}: {exc}") from exc
-            with trio.move_on_after(deadline):
+        await self._wait(answer)
+        if answer.failure or not answer.event.is_set():
+            self.cancel()
+            raise Unavailable(answer.failure or f"ztunnel {self.pid} did not answer within {patience:g} s")
+        return answer.error
+
+    async def _wait(self, answer: _Answer) -> None:
+        """Return when it has come, or when nothing at all has come for too long."""
+        while not answer.event.is_set() and trio.current_time() < self._heard + answer.patience:
+            with trio.move_on_at(self._heard + answer.patience):
                 await answer.event.wait()
-            if answer.failure or not answer.event.is_set():
-                self.cancel()
-                raise Unavailable(
-                    answer.failure or f"ztunnel {self.pid} did not answer within {deadline:g} s"
-                )
-            return answer.error
 
-    async def _send(self, packet: bytes, netns: int | None) -> None:
-        fds = (
-            []
-            if netns is None
-            else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [netns]).tobytes())]
-        )
-        await self._sock.sendmsg([packet], fds)
+    async def _send(self, packet: bytes, fds: Sequence[int]) -> None:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds).tobytes())] if fds else []
+        await self._sock.sendmsg([packet], rights)
 
-    async def _receive(self) -> bytes:
-        data, ancillary, flags, _ = await self._sock.recvmsg(MAX_PACKET_BYTES + 1)
-        if ancillary or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            self.wire.receive_packet(data, truncated=True)
-        return bytes(data)
+    async def _receive(self) -> bool:
+        """Take one packet; False at the end of the connection."""
+        data, ancillary, flags, _ = await self._sock.recvmsg(MAX_PACKET_BYTES + 1, _ANCILLARY_BYTES)
+        fds = _descriptors(ancillary)
+        if not data and not fds:
+            return False
+        try:
+            self._take(data, fds, bool(flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC)))
+        except ProtocolError:
+            close_all(fds)
+            raise
+        return True
 
-    def _take(self, data: bytes) -> None:
-        match self.wire.receive_packet(data):
+    def _take(self, data: bytes, fds: Sequence[int], truncated: bool) -> None:
+        match self.wire.receive_packet(data, fds, truncated):
             case Acked(error=error):
+                self._heard = trio.current_time()
                 self._answers.popleft().give(error)
             case Drained(uid):
                 self._drained(self, uid)
-            case _:
+            case Greeted(retired):
+                self.retired = retired
                 self.greeted.set()
+            case ListenersPassed() | KeyPassed() as passed:
+                self._passed(self, passed)
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    fds = array.array("i")
+    for level, kind, raw in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(raw[: len(raw) - len(raw) % fds.itemsize])
+    for fd in fds:
+        with suppress(OSError):
+            os.set_inheritable(fd, False)
+    return list(fds)
 
 
 class _Answer:
     """What a request waits for."""
 
-    __slots__ = ("error", "event", "failure")
+    __slots__ = ("error", "event", "failure", "patience")
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float) -> None:
         self.event = trio.Event()
+        self.patience = patience
         self.error = ""
         self.failure = ""
 

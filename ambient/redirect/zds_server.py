@@ -1,11 +1,13 @@
 """The agent's end of ZDS: a socket that ztunnels dial, and the requests that go out to them.
 
 While a node's ztunnel is replaced, two are connected for a time. Then the newest gets what is added
-and all are told what is removed; a removed workload is drained when every one has said so.
+and all are told what is removed; a removed workload is drained when every one has said so. The newest
+gets the listeners and keys of the one before it; when it has everything, the others are told to retire.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import socket
@@ -17,8 +19,10 @@ from typing import TypeAlias
 import trio
 
 from ambient.errors import Unavailable
+from ambient.model.identity import SpiffeId
+from ambient.redirect.fd_store import NODE, FdStore, close_all
 from ambient.redirect.zds_link import ZtunnelLink
-from ambient.wire.zds import WorkloadInfo
+from ambient.wire.zds import KeyPassed, ListenersPassed, WorkloadInfo
 
 log = logging.getLogger("agent")
 
@@ -56,6 +60,8 @@ class ZdsServer:
         self._latest: ZtunnelLink | None = None
         self._arrived = trio.Event()
         self._draining: dict[str, set[ZtunnelLink]] = {}
+        self._store = FdStore()
+        self._served: dict[str, SpiffeId] = {}
 
     @property
     def connected(self) -> bool:
@@ -81,6 +87,7 @@ class ZdsServer:
                     nursery.start_soon(self._serve, sock)
         finally:
             listener.close()
+            self._store.close()
             Path(self._path).unlink(missing_ok=True)
 
     async def add(self, workload: WorkloadInfo, netns: int) -> None:
@@ -91,15 +98,22 @@ class ZdsServer:
         """
         link = await self._newest()
         self._draining.pop(workload.uid, None)
-        error = await link.request(lambda: link.wire.add(workload), netns, ADD_DEADLINE)
-        if error:
-            raise Unavailable(error)
+        self._served[workload.uid] = workload.identity
+        try:
+            error = await link.request(lambda: link.wire.add(workload), [netns], ADD_DEADLINE)
+            if error:
+                raise Unavailable(error)
+        except BaseException:
+            self._serve_no_more(workload.uid)
+            raise
 
     async def delete(self, uid: str) -> None:
         """Have *uid* drained; returns when no listener of it is left. ``on_drained`` follows in its time.
 
         Without a ztunnel there is nobody to ask: the next one to come is asked.
         """
+        # First of all: who empties the queue and closes must be the last to hold it.
+        self._serve_no_more(uid)
         waiting = self._draining.setdefault(uid, set())
         for link in tuple(self._links):
             waiting.add(link)
@@ -107,7 +121,7 @@ class ZdsServer:
 
     async def _ask_to_delete(self, link: ZtunnelLink, uid: str) -> None:
         try:
-            error = await link.request(lambda: link.wire.delete(uid), None, ACK_DEADLINE)
+            error = await link.request(lambda: link.wire.delete(uid), (), ACK_DEADLINE)
         except Unavailable as exc:
             error = str(exc)
         if error:
@@ -121,7 +135,7 @@ class ZdsServer:
         raise Unavailable("no ztunnel is connected to this node's agent")
 
     async def _serve(self, sock: trio.socket.SocketType) -> None:
-        link = ZtunnelLink(sock, self._drained)
+        link = ZtunnelLink(sock, self._drained, self._passed)
         if link.uid not in (0, os.geteuid()):
             log.error("refused a ztunnel of uid %d", link.uid)
             sock.close()
@@ -140,7 +154,8 @@ class ZdsServer:
         try:
             with trio.fail_after(ACK_DEADLINE):
                 await link.greeted.wait()
-            await self._name_all(link)
+            if not link.retired:
+                await self._take_over(link)
         except (Unavailable, trio.TooSlowError) as exc:
             log.error("ztunnel %d did not take its snapshot: %r", link.pid, exc)
             link.cancel()
@@ -149,22 +164,69 @@ class ZdsServer:
             self._draining[uid].add(link)
             await self._ask_to_delete(link, uid)
 
-    async def _name_all(self, link: ZtunnelLink) -> None:
+    async def _take_over(self, link: ZtunnelLink) -> None:
+        """Give *link* everything, make it the newest, and let those before it retire."""
         named: set[str] = set()
-        while True:
-            todo = [each for each in await self._snapshot() if each[0].uid not in named]
-            if not todo:
-                break
-            for workload, netns in todo:
-                named.add(workload.uid)
-                error = await link.request(_adding(link, workload), netns, ADD_DEADLINE)
-                if error:
-                    self.on_refused(workload.uid, error)
+        await self._pass_listeners(link, NODE)
+        await self._name_all(link, named)
         # From here on whatever is enrolled goes to this link, so that nothing falls between.
         self._latest = link
         self._arrived.set()
-        await link.request(link.wire.snapshot_sent, None, ACK_DEADLINE)
+        await link.request(link.wire.snapshot_sent, (), ACK_DEADLINE)
         log.info("ztunnel %d serves this node; %d pods were captured before it came", link.pid, len(named))
+        await self._retire_others(link)
+        # What was under way at one of those then is served by nobody now.
+        await self._name_all(link, named)
+
+    async def _name_all(self, link: ZtunnelLink, named: set[str]) -> None:
+        while todo := [each for each in await self._snapshot() if each[0].uid not in named]:
+            for workload, netns in todo:
+                named.add(workload.uid)
+                self._served[workload.uid] = workload.identity
+                await self._pass_on(link, workload)
+                error = await link.request(_adding(link, workload), [netns], ADD_DEADLINE)
+                if error:
+                    self.on_refused(workload.uid, error)
+
+    async def _retire_others(self, newest: ZtunnelLink) -> None:
+        # Those that came before: one that came after *newest* is about to retire it.
+        for link in self._links[: self._links.index(newest)]:
+            if not link.retired:
+                link.retired = True
+                with suppress(Unavailable):
+                    await link.request(link.wire.retire, (), ACK_DEADLINE)
+
+    async def _pass_on(self, link: ZtunnelLink, workload: WorkloadInfo) -> None:
+        """What the ztunnel before *link* had of *workload*."""
+        key = self._store.key(workload.identity)
+        if key is not None:
+            await link.request(lambda: link.wire.key(workload.identity), [key], ACK_DEADLINE)
+        await self._pass_listeners(link, workload.uid)
+
+    async def _pass_listeners(self, link: ZtunnelLink, uid: str) -> None:
+        held = self._store.listeners(uid)
+        if held:
+            packet = functools.partial(link.wire.listeners, uid, tuple(held))
+            await link.request(packet, tuple(held.values()), ACK_DEADLINE)
+
+    def _passed(self, link: ZtunnelLink, passed: ListenersPassed | KeyPassed) -> None:
+        """Hold it, if it is of somebody who is served, and of the ztunnel that serves."""
+        match passed:
+            case ListenersPassed(uid, sockets) if not link.retired and (uid == NODE or uid in self._served):
+                kept = self._store.keep_listeners(uid, sockets)
+            case KeyPassed(identity, fd) if not link.retired and identity in self._served.values():
+                kept = self._store.keep_key(identity, fd)
+            case _:
+                close_all(_descriptors_of(passed))
+                return
+        if not kept:
+            log.error("ztunnel %d passed something that is neither a listener nor a sealed key", link.pid)
+
+    def _serve_no_more(self, uid: str) -> None:
+        self._served.pop(uid, None)
+        self._store.drop_listeners(uid)
+        for identity in self._store.identities() - frozenset(self._served.values()):
+            self._store.drop_key(identity)
 
     def _drained(self, link: ZtunnelLink, uid: str) -> None:
         waiting = self._draining.get(uid)
@@ -184,6 +246,10 @@ class ZdsServer:
             self._latest = None
             self._arrived = trio.Event()
         log.warning("ztunnel %d is gone", link.pid)
+
+
+def _descriptors_of(passed: ListenersPassed | KeyPassed) -> list[int]:
+    return [fd for _, fd in passed.sockets] if isinstance(passed, ListenersPassed) else [passed.fd]
 
 
 def _adding(link: ZtunnelLink, workload: WorkloadInfo) -> Callable[[], bytes]:

@@ -7,6 +7,7 @@ CVE-2026-47774 was about. Source: RFC 9113 8.2, 8.3 and 8.5.
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -14,6 +15,7 @@ from typing import TypeAlias
 import hpack
 
 from ambient.errors import LocalProtocolError
+from ambient.wire.hpack_literal import read_literals
 
 Headers: TypeAlias = tuple[tuple[str, str], ...]
 RawHeaders: TypeAlias = list[tuple[bytes, bytes]]
@@ -30,12 +32,18 @@ FIELD_OVERHEAD_BYTES = 32
 # Ours always fit one frame of the smallest size a peer may ask for.
 MAX_SENT_BLOCK_BYTES = 16_000
 
+# Field names whose encoding is kept: ours are three. Picked, not measured.
+REMEMBERED_NAMES = 64
+_BLANKS = (b" ", b"\t")
+_BYTES = tuple(bytes((value,)) for value in range(127))
+
 # RFC 9113 8.2.1: lower case, no controls, no space; and values without CR, LF, NUL or edge blanks.
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
 _BAD_VALUE = re.compile(rb"[\x00\r\n]|^[ \t]|[ \t]\Z")
 _CONNECTION_FIELDS = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade")
 )
+_RESPONSE_PSEUDO = frozenset((b":status",))
 _REQUEST_PSEUDO = frozenset((b":method", b":authority", b":scheme", b":path", b":protocol"))
 
 
@@ -79,6 +87,9 @@ class HeaderDecoder:
         Raises:
             CompressionBrokenError: the connection cannot go on.
         """
+        simple = read_literals(block)
+        if simple is not None:
+            return simple
         try:
             return [(bytes(name), bytes(value)) for name, value in self._decoder.decode(block, raw=True)]
         except hpack.OversizedHeaderListError as exc:
@@ -90,6 +101,15 @@ class HeaderDecoder:
 def list_bytes(headers: RawHeaders) -> int:
     """The size of a decoded list as SETTINGS_MAX_HEADER_LIST_SIZE counts it."""
     return sum(len(name) + len(value) + FIELD_OVERHEAD_BYTES for name, value in headers)
+
+
+def content_length(values: list[bytes]) -> int | None:
+    """The length that these content-length fields declare; None: no field, -1: no length (RFC 9110 8.6)."""
+    if not values:
+        return None
+    if len(set(values)) > 1 or not re.fullmatch(rb"[0-9]{1,18}", values[0]):
+        return -1
+    return int(values[0])
 
 
 def read_request(headers: RawHeaders) -> Request:
@@ -123,7 +143,7 @@ def read_response(headers: RawHeaders) -> tuple[int, Headers]:
     Raises:
         MalformedError: RFC 9113 8.1.1 calls for a stream error.
     """
-    pseudo, rest = _split(headers, frozenset((b":status",)))
+    pseudo, rest = _split(headers, _RESPONSE_PSEUDO)
     status = pseudo.get(b":status", b"")
     if not re.fullmatch(rb"[1-9][0-9][0-9]", status) or status == b"101":
         raise MalformedError(f"not a status: {status!r}")
@@ -153,10 +173,17 @@ def _split(headers: RawHeaders, allowed: frozenset[bytes]) -> tuple[dict[bytes, 
     pseudo: dict[bytes, bytes] = {}
     rest: RawHeaders = []
     for name, value in headers:
-        if _BAD_VALUE.search(value):
+        if (
+            len(value.translate(None, b"\x00\r\n")) != len(value)
+            or value[:1] in _BLANKS
+            or value[-1:] in _BLANKS
+        ):
             raise MalformedError(f"bad value of {name!r}")
-        if not name.startswith(b":"):
-            _check_field(name, value)
+        if name[:1] != b":":
+            if not _is_field(name):
+                raise MalformedError(f"bad or connection-specific field {name!r}")
+            if name == b"te" and value != b"trailers":
+                raise MalformedError(f"connection-specific field {name!r}")
             rest.append((name, value))
         elif rest or name in pseudo or name not in allowed:
             raise MalformedError(f"{name!r} is late, doubled or unknown")
@@ -165,11 +192,9 @@ def _split(headers: RawHeaders, allowed: frozenset[bytes]) -> tuple[dict[bytes, 
     return pseudo, rest
 
 
-def _check_field(name: bytes, value: bytes) -> None:
-    if not _NAME.fullmatch(name):
-        raise MalformedError(f"bad field name {name!r}")
-    if name in _CONNECTION_FIELDS or (name == b"te" and value != b"trailers"):
-        raise MalformedError(f"connection-specific field {name!r}")
+@functools.lru_cache(maxsize=REMEMBERED_NAMES)
+def _is_field(name: bytes) -> bool:
+    return name not in _CONNECTION_FIELDS and _NAME.fullmatch(name) is not None
 
 
 def _text(headers: RawHeaders) -> Headers:
@@ -180,15 +205,24 @@ def _text(headers: RawHeaders) -> Headers:
 def _fields(headers: Headers) -> bytes:
     parts = []
     for name, value in headers:
-        raw = name.encode("latin-1", "replace")
-        if not _NAME.fullmatch(raw):
-            raise LocalProtocolError(f"bad field name {name!r}")
-        parts.append(b"\x00" + _string(raw) + _string(_value(value)))
+        parts.append(_field_name(name))
+        parts.append(_string(_value(value)))
     return b"".join(parts)
+
+
+@functools.lru_cache(maxsize=REMEMBERED_NAMES)
+def _field_name(name: str) -> bytes:
+    """The beginning of a literal without indexing, a new name."""
+    raw = name.encode("latin-1", "replace")
+    if not _NAME.fullmatch(raw):
+        raise LocalProtocolError(f"bad field name {name!r}")
+    return b"\x00" + _string(raw)
 
 
 def _value(text: str) -> bytes:
     raw = text.encode("latin-1", "replace")
+    if text.isascii() and text.isprintable() and text[:1] != " " and text[-1:] != " ":
+        return raw
     if _BAD_VALUE.search(raw):
         raise LocalProtocolError(f"value cannot be sent: {text!r}")
     return raw
@@ -198,7 +232,7 @@ def _string(raw: bytes) -> bytes:
     """A string literal without Huffman coding: RFC 7541 5.2, its length with a 7-bit prefix (5.1)."""
     size = len(raw)
     if size < 127:
-        return bytes((size,)) + raw
+        return _BYTES[size] + raw
     head = bytearray((127,))
     size -= 127
     while size > 127:

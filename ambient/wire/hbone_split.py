@@ -16,13 +16,12 @@ from ambient.errors import RemoteProtocolError
 from ambient.wire import hbone_frames as f
 from ambient.wire.hbone_events import DataReceived, Event, Stream, StreamEnded
 from ambient.wire.hbone_frames import ErrorCode
-from ambient.wire.hbone_headers import MAX_BLOCK_BYTES
 
 # Our SETTINGS_MAX_FRAME_SIZE, Istio's. DATA is not gathered, so its size costs no memory.
 MAX_FRAME_BYTES = 1024 * 1024
-# A frame that has to be gathered; more is a flood, whatever the type. The largest legitimate one is a
-# header block or the debug text of a GOAWAY.
-MAX_GATHERED_BYTES = MAX_BLOCK_BYTES
+# A frame that has to be gathered: the smallest maximum of RFC 9113 4.2, so every peer may count on it.
+# Nothing longer makes sense: it holds a header block as large as we accept (``MAX_HEADER_LIST_SIZE``).
+MAX_GATHERED_BYTES = f.DEFAULT_MAX_FRAME
 
 _STREAM_MASK = 0x7FFF_FFFF
 
@@ -54,6 +53,7 @@ class FrameSplitter(ABC):
         # The hot path: small messages spend a third of their CPU time in Python, so this is one loop.
         position = self._read_preface(data) if self._preface else 0
         end = len(data)
+        unpack_header = f.FRAME_HEADER.unpack_from
         while position < end:
             if self._left:
                 position = self._payload(data, position, end)
@@ -64,9 +64,23 @@ class FrameSplitter(ABC):
                 self._stash += data[position:]
                 return
             else:
-                high, low, kind, flags, stream_id = f.FRAME_HEADER.unpack_from(data, position)
+                high, low, kind, flags, stream_id = unpack_header(data, position)
                 size = high << 8 | low
-                if self._starts(kind, flags, stream_id & _STREAM_MASK, size):
+                if not kind and not flags and (stream := self._usual_data(stream_id, size)) is not None:
+                    position += 9
+                    if size > end - position:
+                        self._left, self._current = size, stream
+                        continue
+                    part = data[position : position + size]
+                    position += size
+                    batch = self._batch
+                    if batch is not None and batch.stream is stream:
+                        batch.parts.append(part)
+                        batch.total += size
+                    else:
+                        batch = self._batch = DataReceived(stream, [part], size)
+                        self._events.append(batch)
+                elif self._starts(kind, flags, stream_id & _STREAM_MASK, size):
                     position += 9
                 elif end - position < 9 + size:
                     self._wanted = 9 + size
@@ -163,6 +177,10 @@ class FrameSplitter(ABC):
     @abstractmethod
     def _starts(self, kind: int, flags: int, stream_id: int, size: int) -> bool:
         """Judge a frame by its header; True: its payload is not to be gathered."""
+
+    @abstractmethod
+    def _usual_data(self, stream_id: int, size: int) -> Stream | None:
+        """The stream of a DATA frame without flags, its windows charged; None: let ``_starts`` judge it."""
 
     @abstractmethod
     def _control(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:

@@ -38,6 +38,7 @@ class TcpSocket:
         local, remote: Addresses as canonical text; IPv4 behind an IPv6 socket is IPv4.
         inode: Of the socket, as in ``/proc/<pid>/fd``: tells whose it is; 0 if nobody's any more.
         cookie: The kernel's name for it, never used again; SOCK_DESTROY takes it.
+        raw_name: Its name as the kernel wrote it: ports, addresses, interface, cookie.
     """
 
     family: int
@@ -57,6 +58,19 @@ def dump_tcp(family: int, *states: int) -> Request:
     mask = sum(1 << state for state in states)
     body = _REQUEST.pack(family, IPPROTO_TCP, 0, mask) + bytes(_NAME_BYTES)
     return Request(SOCK_DIAG_BY_FAMILY, body, "list TCP sockets", NLM_F_DUMP)
+
+
+def find_listener(family: int, port: int) -> Request:
+    """Ask for the socket that listens on *port* of every address; one answer, a refusal if there is none."""
+    name = _NAME.pack(port, 0, bytes(16), bytes(16)) + _INTERFACE_AND_COOKIE.pack(0, *NO_COOKIE)
+    body = _REQUEST.pack(family, IPPROTO_TCP, 0, 1 << LISTEN) + name
+    return Request(SOCK_DIAG_BY_FAMILY, body, f"find the listener on port {port}", 0)
+
+
+def find(known: TcpSocket) -> Request:
+    """Ask whether *known* is still there: one answer, or a refusal (ENOENT, ESTALE)."""
+    body = _REQUEST.pack(known.family, IPPROTO_TCP, 0, 0) + known.raw_name
+    return Request(SOCK_DIAG_BY_FAMILY, body, "find a connection", 0)
 
 
 def destroy(found: TcpSocket) -> Request:

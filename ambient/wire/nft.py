@@ -133,6 +133,11 @@ class Accept:
 
 
 @dataclass(frozen=True, slots=True)
+class Drop:
+    """Throw the packet away; its sender hears nothing."""
+
+
+@dataclass(frozen=True, slots=True)
 class Goto:
     """Go on in another chain and do not come back."""
 
@@ -203,6 +208,7 @@ Term: TypeAlias = (
     | ToThisHost
     | Chance
     | Accept
+    | Drop
     | Goto
     | Count
     | MarkConnection

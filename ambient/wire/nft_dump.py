@@ -50,6 +50,12 @@ def decode_rule(message: Message) -> DumpedRule:
     )
 
 
+def shape(message: Message) -> bytes:
+    """A rule's chain and expressions as the kernel wrote them; equal bytes are the same rule."""
+    found = attributes(message.body[_HEADER_BYTES:])
+    return found.get(NFTA_RULE_CHAIN, b"") + found.get(NFTA_RULE_EXPRESSIONS, b"")
+
+
 def decode_chain(message: Message) -> tuple[str, str]:
     """(table, chain) of an NFT_MSG_NEWCHAIN message."""
     found = attributes(message.body[_HEADER_BYTES:])

@@ -34,6 +34,7 @@ from ambient.wire.nft import (
     ConnectionMark,
     Count,
     DestinationPort,
+    Drop,
     End,
     Goto,
     Interface,
@@ -80,7 +81,7 @@ _FIB_RESULT_ADDRTYPE, _FIB_F_DADDR, _RTN_LOCAL = 3, 2, 2
 _NAT_DESTINATION, _NAT_PORT_GIVEN = 1, 2
 _NUMGEN_RANDOM = 1
 _REJECT_TCP_RESET, _REJECT_ICMPX, _ICMPX_PORT_UNREACHABLE = 1, 2, 1
-_NF_ACCEPT, _NFT_GOTO = 1, -4 & 0xFFFFFFFF
+_NF_DROP, _NF_ACCEPT, _NFT_GOTO = 0, 1, -4 & 0xFFFFFFFF
 # Byte 13 of a TCP header: FIN 1, SYN 2, RST 4, ACK 16.
 _FLAGS_OFFSET, _FLAGS_MASK, _SYN = 13, b"\x17", b"\x02"
 _INTERFACE_NAME_BYTES = 16
@@ -248,6 +249,8 @@ def _statement(term: Term) -> Iterable[tuple[str, bytes]]:
     match term:
         case Accept():
             return [_verdict(_NF_ACCEPT)]
+        case Drop():
+            return [_verdict(_NF_DROP)]
         case Goto(chain):
             return [_verdict(_NFT_GOTO, chain)]
         case Count():
@@ -275,14 +278,16 @@ def _statement(term: Term) -> Iterable[tuple[str, bytes]]:
 def _address(end: End, network: IPv4Network | IPv6Network) -> list[tuple[str, bytes]]:
     family = NFPROTO_IPV4 if network.version == 4 else NFPROTO_IPV6
     raw = network.network_address.packed
+    # As nft does it, so that each reads the other's rules as its own: of whole bytes only those are compared.
+    size = network.prefixlen // 8 if network.prefixlen and network.prefixlen % 8 == 0 else len(raw)
     found = [
         _meta(_META_NFPROTO),
         _compare(bytes((family,))),
-        _payload(_NETWORK_HEADER, _OFFSETS[network.version, end], len(raw)),
+        _payload(_NETWORK_HEADER, _OFFSETS[network.version, end], size),
     ]
-    if network.prefixlen < network.max_prefixlen:
+    if network.prefixlen < network.max_prefixlen and size == len(raw):
         found.append(_and(network.netmask.packed))
-    return [*found, _compare(raw)]
+    return [*found, _compare(raw[:size])]
 
 
 def _translate(ip: str, port: int) -> list[tuple[str, bytes]]:

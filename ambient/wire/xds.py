@@ -35,6 +35,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from ambient.errors import LocalProtocolError, ProtocolError, RemoteProtocolError
+from ambient.model.exclusions import NO_EXCLUSIONS, Exclusions
 from ambient.model.identity import SpiffeId
 from ambient.model.mesh import Change
 from ambient.model.policy import Policy
@@ -63,6 +64,7 @@ class NodePod:
         netns: A path to its network namespace, for example ``"/proc/4711/ns/net"``.
         mode: ``"ambient"`` (capture it) or ``"none"``.
         existing: ``"keep"`` or ``"reset"``: what happens to connections older than the capture.
+        exclusions: What of its traffic is left alone.
     """
 
     uid: str
@@ -74,6 +76,11 @@ class NodePod:
     mode: str = "none"
     existing: str = "keep"
     dns_capture: bool = False
+    exclusions: Exclusions = NO_EXCLUSIONS
+
+
+# A report is one frame of at most 64 KiB; picked, not measured.
+MAX_EXISTING_SHOWN = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,14 +88,21 @@ class PodReport:
     """What an agent says of one pod.
 
     Attributes:
-        state: ``"enrolled"``, ``"draining"``, ``"none"`` or ``"failed"``.
+        state: ``"enrolled"``, ``"lost"`` (was, and its agent tries to have it so again), ``"draining"``,
+            ``"none"`` or ``"failed"``.
         established_kept: Connections older than the capture that live on; -1 if nobody counted.
+        established_reset: Those that were reset.
+        existing: Both, as ``"10.244.1.2:80 - 10.244.1.3:40112"``; no more than ``MAX_EXISTING_SHOWN``.
+        repairs: How often what stood in its namespace had to be put right since it was enrolled.
     """
 
     pod: str
     state: str
     reason: str = ""
     established_kept: int = -1
+    established_reset: int = 0
+    existing: tuple[str, ...] = ()
+    repairs: int = 0
     duration_ms: float = 0.0
 
 

@@ -4,7 +4,8 @@ Floor 1: sans-IO, both ends. One SEQPACKET packet carries one msgpack map; the d
 workload's network namespace travels beside its ``add`` as ancillary data, which the shell carries.
 
 Source: Istio's ``zds.proto``, with its message names; protobuf is replaced by msgpack. Ours: ``drained``,
-which lets the agent keep what live connections need until the last of them has ended.
+which lets the agent keep what live connections need until the last of them has ended, and ``listeners``,
+``key`` and ``retire``, which let one ztunnel follow another without a refused connection.
 
 Theory of operation
 ===================
@@ -18,8 +19,14 @@ Theory of operation
       |--------------------------------------->|   LIVE
       |  add (+fd), del                        |
       |--------------------------------------->|
-      |  drained, whenever it is true          |
+      |  drained, listeners, key (+fds)        |
+      |  whenever it is true                   |
       |<---------------------------------------|
+
+What ztunnel passes with ``listeners`` (of a workload; of the node itself: uid "") and ``key`` (a sealed
+memfd) the agent only holds, and passes to the next ztunnel before the ``add`` that needs it. When that one
+has its snapshot, the one before it is told to ``retire``: it accepts no more, keeps what it has, and says
+so in its ``hello`` if it has to dial again.
 
 Until ``snapshot_sent`` ztunnel may not drop a workload that it already serves: the agent may only not
 have named it yet. At that moment whatever was not named is gone, so ``SnapshotSent`` carries all names.
@@ -46,6 +53,9 @@ MAX_PACKET_BYTES = 4096
 
 # Requests an agent may have under way; it is far more patient than any node has pods (250). Picked.
 MAX_UNANSWERED = 4096
+
+# Listeners beside one packet: a workload has three and its name servers; the kernel takes 253. Picked.
+MAX_LISTENERS = 16
 
 
 class State(Enum):
@@ -97,8 +107,35 @@ class SnapshotSent:
 
 
 @dataclass(frozen=True, slots=True)
+class ListenersPassed:
+    """Listening sockets of *uid* ("": of the node itself), now the receiver's.
+
+    Attributes:
+        sockets: (port, descriptor) of each.
+    """
+
+    uid: str
+    sockets: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPassed:
+    """A certificate with its key, in a sealed memfd that is now the receiver's."""
+
+    identity: SpiffeId
+    fd: int
+
+
+@dataclass(frozen=True, slots=True)
+class Retired:
+    """A newer ztunnel serves the node: accept nothing any more, keep what there is. Answer with ``ack``."""
+
+
+@dataclass(frozen=True, slots=True)
 class Greeted:
-    """ztunnel is there and understands us; the snapshot may begin."""
+    """ztunnel is there and understands us; the snapshot may begin, unless it has *retired*."""
+
+    retired: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +143,8 @@ class Acked:
     """The oldest open request was answered.
 
     Attributes:
-        request: ``"add"``, ``"del"`` or ``"snapshot_sent"``.
-        uid: The request's workload, "" for ``snapshot_sent``.
+        request: The kind of the request: ``"add"``, ``"del"``, ``"snapshot_sent"``, ...
+        uid: The request's workload, "" where there is none.
         error: Why it could not be done; "" if it was.
     """
 
@@ -123,24 +160,36 @@ class Drained:
     uid: str
 
 
-ZtunnelEvent: TypeAlias = WorkloadAdded | WorkloadRemoved | SnapshotSent
-AgentEvent: TypeAlias = Greeted | Acked | Drained
+ZtunnelEvent: TypeAlias = (
+    WorkloadAdded | WorkloadRemoved | SnapshotSent | ListenersPassed | KeyPassed | Retired
+)
+AgentEvent: TypeAlias = Greeted | Acked | Drained | ListenersPassed | KeyPassed
 
 # (state, message kind) -> next state, one table an end. Whatever is not listed is an error: all of the
 # protocol's order stands here and nowhere else.
 _TO_ZTUNNEL: dict[tuple[State, str], State] = {
     (State.SNAPSHOT, "add"): State.SNAPSHOT,
     (State.SNAPSHOT, "del"): State.SNAPSHOT,
+    (State.SNAPSHOT, "listeners"): State.SNAPSHOT,
+    (State.SNAPSHOT, "key"): State.SNAPSHOT,
+    (State.SNAPSHOT, "retire"): State.SNAPSHOT,
     (State.SNAPSHOT, "snapshot_sent"): State.LIVE,
     (State.LIVE, "add"): State.LIVE,
     (State.LIVE, "del"): State.LIVE,
+    (State.LIVE, "listeners"): State.LIVE,
+    (State.LIVE, "key"): State.LIVE,
+    (State.LIVE, "retire"): State.LIVE,
 }
 _TO_AGENT: dict[tuple[State, str], State] = {
     (State.HELLO, "hello"): State.SNAPSHOT,
     (State.SNAPSHOT, "ack"): State.SNAPSHOT,
     (State.SNAPSHOT, "drained"): State.SNAPSHOT,
+    (State.SNAPSHOT, "listeners"): State.SNAPSHOT,
+    (State.SNAPSHOT, "key"): State.SNAPSHOT,
     (State.LIVE, "ack"): State.LIVE,
     (State.LIVE, "drained"): State.LIVE,
+    (State.LIVE, "listeners"): State.LIVE,
+    (State.LIVE, "key"): State.LIVE,
 }
 
 _MAY_SPEAK = (State.SNAPSHOT, State.LIVE)
@@ -190,11 +239,15 @@ class ZtunnelConnection(_Connection):
         self._named: set[str] = set()
         self._unacked = 0
 
-    def hello(self) -> bytes:
-        """Open the conversation. Must be called first, once."""
+    def hello(self, *, retired: bool = False) -> bytes:
+        """Open the conversation. Must be called first, once.
+
+        Args:
+            retired: We were told so on an earlier connection, and want no snapshot.
+        """
         self._require(State.HELLO)
         self.state = State.SNAPSHOT
-        return _encode({"kind": "hello", "version": VERSION})
+        return _encode({"kind": "hello", "version": VERSION, "retired": retired})
 
     def receive_packet(self, data: bytes, fds: Sequence[int] = (), truncated: bool = False) -> ZtunnelEvent:
         """Say what one packet means.
@@ -210,8 +263,7 @@ class ZtunnelConnection(_Connection):
         self._require(*_MAY_SPEAK)
         try:
             frame, next_state = self._decode(_TO_ZTUNNEL, data, truncated)
-            if len(fds) != (1 if frame["kind"] == "add" else 0):
-                raise RemoteProtocolError(f"{frame['kind']!r} with {len(fds)} descriptors")
+            _require_descriptors(frame, fds)
             event = self._read(frame, fds)
         except ProtocolError:
             self.state = State.ERROR
@@ -234,8 +286,22 @@ class ZtunnelConnection(_Connection):
         self._require(*_MAY_SPEAK)
         return _encode({"kind": "drained", "uid": uid})
 
+    def listeners(self, uid: str, ports: Sequence[int]) -> bytes:
+        """Have the agent hold the listeners of *uid*; send one descriptor for each of *ports* beside it."""
+        self._require(*_MAY_SPEAK)
+        return _encode(_listeners(uid, ports))
+
+    def key(self, identity: SpiffeId) -> bytes:
+        """Have the agent hold a certificate and its key; send one sealed memfd beside it."""
+        self._require(*_MAY_SPEAK)
+        return _encode({"kind": "key", "identity": str(identity)})
+
     def _read(self, frame: Frame, fds: Sequence[int]) -> ZtunnelEvent:
         match frame:
+            case {"kind": "listeners" | "key"}:
+                return _read_passed(frame, fds)
+            case {"kind": "retire"}:
+                return Retired()
             case {"kind": "add"}:
                 workload = _read_workload(frame)
                 self._named.add(workload.uid)
@@ -270,9 +336,8 @@ class AgentConnection(_Connection):
         self._require(State.HELLO, *_MAY_SPEAK)
         try:
             frame, next_state = self._decode(_TO_AGENT, data, truncated)
-            if fds:
-                raise RemoteProtocolError(f"{frame['kind']!r} with {len(fds)} descriptors")
-            event = self._read(frame)
+            _require_descriptors(frame, fds)
+            event = self._read(frame, fds)
         except ProtocolError:
             self.state = State.ERROR
             raise
@@ -303,6 +368,18 @@ class AgentConnection(_Connection):
         self.state = State.LIVE
         return packet
 
+    def listeners(self, uid: str, ports: Sequence[int]) -> bytes:
+        """Pass on the listeners of *uid*; send one descriptor for each of *ports* beside it."""
+        return self._request("listeners", uid, _listeners(uid, ports))
+
+    def key(self, identity: SpiffeId) -> bytes:
+        """Pass on a certificate and its key; send the sealed memfd beside it."""
+        return self._request("key", "", {"kind": "key", "identity": str(identity)})
+
+    def retire(self) -> bytes:
+        """Say that a newer ztunnel serves the node."""
+        return self._request("retire", "", {"kind": "retire"})
+
     def _request(self, kind: str, uid: str, frame: Frame) -> bytes:
         self._require(*_MAY_SPEAK)
         if len(self._open) >= MAX_UNANSWERED:
@@ -311,12 +388,14 @@ class AgentConnection(_Connection):
         self._open.append((kind, uid))
         return packet
 
-    def _read(self, frame: Frame) -> AgentEvent:
+    def _read(self, frame: Frame, fds: Sequence[int]) -> AgentEvent:
         match frame:
-            case {"kind": "hello", "version": int(version)}:
+            case {"kind": "listeners" | "key"}:
+                return _read_passed(frame, fds)
+            case {"kind": "hello", "version": int(version)} if isinstance(frame.get("retired", False), bool):
                 if version != VERSION:
                     raise RemoteProtocolError(f"ztunnel speaks ZDS {version}, we speak {VERSION}")
-                return Greeted()
+                return Greeted(frame.get("retired", False))
             case {"kind": "ack", "error": str(error)}:
                 if not self._open:
                     raise RemoteProtocolError("ack without a request")
@@ -325,6 +404,34 @@ class AgentConnection(_Connection):
                 return Drained(uid)
             case _:
                 raise RemoteProtocolError(f"{frame['kind']!r} lacks a field or has a wrong type")
+
+
+def _require_descriptors(frame: Frame, fds: Sequence[int]) -> None:
+    """One descriptor beside ``add`` and ``key``, one a port beside ``listeners``, none beside the rest."""
+    ports = frame.get("ports")
+    expected = {"add": 1, "key": 1, "listeners": len(ports) if isinstance(ports, list) else -1}
+    if len(fds) != expected.get(str(frame["kind"]), 0):
+        raise RemoteProtocolError(f"{frame['kind']!r} with {len(fds)} descriptors")
+
+
+def _listeners(uid: str, ports: Sequence[int]) -> Frame:
+    if not 0 < len(ports) <= MAX_LISTENERS:
+        raise LocalProtocolError(f"{len(ports)} listeners in a packet, limit {MAX_LISTENERS}")
+    return {"kind": "listeners", "uid": uid, "ports": list(ports)}
+
+
+def _read_passed(frame: Frame, fds: Sequence[int]) -> ListenersPassed | KeyPassed:
+    match frame:
+        case {"kind": "listeners", "uid": str(uid), "ports": list(ports)} if (
+            0 < len(ports) <= MAX_LISTENERS
+            and all(type(port) is int and 0 < port < 65536 for port in ports)
+            and len(set(ports)) == len(ports)
+        ):
+            return ListenersPassed(uid, tuple(zip(ports, fds, strict=True)))
+        case {"kind": "key", "identity": str(uri)}:
+            return KeyPassed(_identity("a key", uri), fds[0])
+        case _:
+            raise RemoteProtocolError(f"{frame['kind']!r} lacks a field or has a wrong type")
 
 
 def _read_workload(frame: Frame) -> WorkloadInfo:

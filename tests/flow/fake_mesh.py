@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,13 +19,23 @@ from ambient.control.cluster import Cluster
 from ambient.control.distribution import Peer
 from ambient.control.service import make_cluster, serve
 from ambient.engine.rpc import AdminClient
+from ambient.errors import Unavailable
 from ambient.model.identity import SpiffeId
 from ambient.model.manifest import parse_manifests
 from ambient.model.mesh import Mesh
 from ambient.model.workload import Protocol
 from ambient.pki.request import make_request
 from ambient.pki.svid import X509Svid, new_key
-from ambient.wire.xds import CertificateRefused, Certified, DaemonEnd, NodePod, PodReport, PodsNamed, Updated
+from ambient.wire.xds import (
+    CertificateRefused,
+    Certified,
+    DaemonEnd,
+    Extra,
+    NodePod,
+    PodReport,
+    PodsNamed,
+    Updated,
+)
 
 WAIT_SECONDS = 5.0
 
@@ -76,6 +86,11 @@ class FakeDaemon:
                 self.pods = pods
                 await self._ack(nonce)
                 await self._follow(pods)
+            case Extra({"kind": "survey", "id": number, "uid": uid}):
+                answer = {"rules": "table inet ambient {}", "standing": "none", "note": ""}
+                answer |= {"blocker": self.broken.get(uid.rpartition("/")[2].partition("#")[0], "")}
+                answer |= {"established": 1, "connections": ["10.244.1.2:80 - 10.244.1.3:40112"]}
+                await self.send(self.end.extra("surveyed", id=number, **answer))
             case Certified(number) | CertificateRefused(number):
                 self.answers[number] = event  # type: ignore[assignment]
 
@@ -151,18 +166,22 @@ class FakeFabric:
         return daemon
 
     async def watch(self) -> None:
-        """Do what the events say."""
-        async with self.client.stream("watch_pods") as events:
-            async for event in events:
-                pod = event["pod"]
-                self.log.append(f"{event['type']} {pod['name']} {pod['mode']}")
-                if event["type"] == "remove":
-                    del self.pods[pod["uid"]]
-                    await self._stop_proxy(pod["uid"])
-                else:
-                    self.pods[pod["uid"]] = pod
-                    await self._start(pod)
-                self.news.ring()
+        """Do what the events say, as long as control is there."""
+        with suppress(Unavailable):
+            async with self.client.stream("watch_pods") as events:
+                async for event in events:
+                    await self._obey(event)
+
+    async def _obey(self, event: dict[str, Any]) -> None:
+        pod = event["pod"]
+        self.log.append(f"{event['type']} {pod['name']} {pod['mode']}")
+        if event["type"] == "remove":
+            del self.pods[pod["uid"]]
+            await self._stop_proxy(pod["uid"])
+        else:
+            self.pods[pod["uid"]] = pod
+            await self._start(pod)
+        self.news.ring()
 
     async def _start(self, pod: dict[str, Any]) -> None:
         role = "waypoint" if pod["role"] == "waypoint" else "sidecar" if pod["mode"] == "sidecar" else ""

@@ -34,7 +34,8 @@ from ambient.pki.svid import X509Svid, new_key
 from ambient.wire.zds import WorkloadInfo
 from ztunnel.journal import Journal
 from ztunnel.metrics import Series, TcpMetrics
-from ztunnel.network import Address, Cancellable, OnDialled
+from ztunnel.name_server import Names
+from ztunnel.network import Address, Cancellable, OnDialled, name_sockets
 from ztunnel.proxies import Around, Proxies
 
 T = TypeVar("T")
@@ -56,6 +57,7 @@ class LoopbackNetwork:
     def __init__(self, reactor: Reactor, ip: str, wanted: dict[Address, Address]) -> None:
         self.ip = ip
         self.closed = False
+        self.upstreams: dict[str, Address] = {}
         self._reactor = reactor
         self._wanted = wanted
 
@@ -71,7 +73,19 @@ class LoopbackNetwork:
         self, address: Address, on_done: OnDialled, *, source: str = "", live: Container[Address] = ()
     ) -> Cancellable:
         """From this pod's address, or from the client's."""
+        address = self.upstreams.get(address[0], address)
         return dial_socket(self._reactor, address, on_done, source=(source or self.ip, 0))
+
+    def listen_for_names(self, port: int) -> list[tuple[socket.socket, socket.socket]]:
+        """On this pod's address only."""
+        return name_sockets(None, (self.ip,), port)
+
+    def ask(self, address: Address) -> socket.socket:
+        """``upstreams`` says where a name server of port 53 really is."""
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.setblocking(False)
+        sock.connect(self.upstreams.get(address[0], address))
+        return sock
 
     def close(self) -> None:
         """Remember it."""
@@ -118,6 +132,14 @@ class TestSvids:
             self._contexts[key] = TlsContext(self._svids[identity], server=server)
         return self._contexts[key]
 
+    def inherit(self, svid: Svid) -> None:
+        """Use *svid* unless there is one."""
+        self._svids.setdefault(svid.identity, svid)
+
+    def held(self, identity: SpiffeId) -> Svid | None:
+        """What is used."""
+        return self._svids.get(identity)
+
     def forget(self, identity: SpiffeId) -> None:
         """Remember that it was asked for."""
         self.forgotten.append(identity)
@@ -147,10 +169,10 @@ class LoopbackMesh:
         self.journal = RecordingJournal(reactor)
         self.wanted: dict[Address, Address] = {}
         self.drained: list[str] = []
-        around = Around(
+        self.around = Around(
             reactor=reactor, mesh=self.mesh, svids=self.svids, journal=self.journal, chance=lambda: 0.0
         )
-        self.proxies = Proxies(around, self.drained.append)
+        self.proxies = Proxies(self.around, self.drained.append)
 
     def apply(self, change: Change) -> None:
         """As an update of the control plane."""
@@ -192,6 +214,11 @@ class LoopbackMesh:
         network = LoopbackNetwork(self.reactor, workload.addresses[0], self.wanted)
         await self.proxies.add(info_of(workload), network)
         return network
+
+    def answer_names(self, *servers: str) -> Names:
+        """Give the workloads that are enrolled from now on a name server that forwards to *servers*."""
+        self.around.names = Names(servers=servers)
+        return self.around.names
 
     async def connect(self, source: Workload, destination: Address) -> trio.SocketStream:
         """As *source*'s application, captured on its way to *destination*."""

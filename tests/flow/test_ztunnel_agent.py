@@ -15,10 +15,13 @@ import pytest
 import trio
 
 from ambient.engine import host
+from ambient.engine.netns import listen_in
 from ambient.engine.reactor import Reactor
+from ambient.model.mesh import Change
 from ambient.model.workload import Workload
 from ambient.wire import zds
-from tests.flow.loopback import LoopbackMesh, LoopbackNetwork, info_of, until
+from tests.flow.loopback import LoopbackMesh, LoopbackNetwork, application, echo, info_of, until
+from ztunnel.handover import Handover
 from ztunnel.inpod import MAX_BACKOFF, AgentFollower, backoff
 
 
@@ -29,6 +32,7 @@ class Agent:
         self._listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._path = path
         self.drained: list[str] = []
+        self.passed: list[zds.ListenersPassed | zds.KeyPassed] = []
 
     async def listen(self) -> None:
         await self._listener.bind(str(self._path))
@@ -39,12 +43,25 @@ class Agent:
         self.connection = zds.AgentConnection()
         assert self.connection.receive_packet(await self.sock.recv(5000)) == zds.Greeted()
 
+    async def receive(self) -> zds.AgentEvent:
+        """The next thing it says, but for what it passes: that is kept."""
+        while True:
+            data, ancillary, _, _ = await self.sock.recvmsg(5000, 256)
+            fds = array.array("i")
+            for _, _, raw in ancillary:
+                fds.frombytes(raw)
+            event = self.connection.receive_packet(data, fds)
+            if not isinstance(event, zds.ListenersPassed | zds.KeyPassed):
+                return event
+            self.passed.append(event)
+
     async def add(self, workload: Workload, fd: int) -> str:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
         await self.sock.sendmsg([self.connection.add(info_of(workload))], rights)
         return await self.ack()
 
     async def delete(self, uid: str) -> str:
+        self.let_go()
         await self.sock.send(self.connection.delete(uid))
         return await self.ack()
 
@@ -54,7 +71,7 @@ class Agent:
 
     async def ack(self) -> str:
         while True:
-            match self.connection.receive_packet(await self.sock.recv(5000)):
+            match await self.receive():
                 case zds.Acked(error=error):
                     return error
                 case zds.Drained(uid):
@@ -63,13 +80,36 @@ class Agent:
     async def wait_drained(self) -> str:
         if self.drained:
             return self.drained.pop()
-        event = self.connection.receive_packet(await self.sock.recv(5000))
+        event = await self.receive()
         assert isinstance(event, zds.Drained)
         return event.uid
+
+    async def pass_on(self, passed: zds.ListenersPassed | zds.KeyPassed) -> str:
+        """What another ztunnel passed, to this one."""
+        match passed:
+            case zds.ListenersPassed(uid, sockets):
+                packet = self.connection.listeners(uid, [port for port, _ in sockets])
+                fds = [fd for _, fd in sockets]
+            case zds.KeyPassed(identity, fd):
+                packet, fds = self.connection.key(identity), [fd]
+        await self.sock.sendmsg([packet], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
+        return await self.ack()
+
+    async def retire(self) -> str:
+        await self.sock.send(self.connection.retire())
+        return await self.ack()
+
+    def let_go(self) -> None:
+        """Hold nothing."""
+        for passed in self.passed:
+            for fd in [fd for _, fd in passed.sockets] if hasattr(passed, "sockets") else [passed.fd]:
+                os.close(fd)
+        self.passed.clear()
 
     def close(self) -> None:
         self.sock.close()
         self._listener.close()
+        self.let_go()
 
 
 @asynccontextmanager
@@ -85,7 +125,7 @@ async def followed(reactor: Reactor, path: Path) -> AsyncIterator[tuple[Loopback
         return LoopbackNetwork(reactor, ip, mesh.wanted)
 
     agent = Agent(path)
-    follower = AgentFollower(str(path), mesh.proxies, network)
+    follower = AgentFollower(str(path), mesh.proxies, network, Handover(mesh.svids))
     await agent.listen()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(follower.run)
@@ -130,6 +170,75 @@ def test_snapshot_live_and_drained(tmp_path: Path) -> None:
             assert await agent.wait_drained() == "never seen"
             assert mesh.proxies.running() == {api.uid}
             os.close(fd)
+
+    host.run(main)
+
+
+def test_many_are_served_side_by_side_and_answered_in_order(tmp_path: Path) -> None:
+    """One pod whose certificate is late must not hold up the others of its node, only their answers."""
+
+    async def main(reactor: Reactor) -> None:
+        async with followed(reactor, tmp_path / "zds") as (mesh, agent, follower):
+            late, *others = (mesh.workload(name) for name in ("late", "b", "c", "d"))
+            signed = trio.Event()
+            at_once = mesh.svids.get
+
+            async def get(identity: Any) -> Any:
+                if identity == late.identity:
+                    await signed.wait()
+                return await at_once(identity)
+
+            mesh.svids.get = get  # type: ignore[method-assign]
+            for each in (late, *others):
+                fd = namespace(tmp_path, each)
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+                await agent.sock.sendmsg([agent.connection.add(info_of(each))], rights)
+                os.close(fd)
+            await agent.sock.send(agent.connection.delete(others[0].uid))
+            await agent.sock.send(agent.connection.snapshot_sent())
+            await until(lambda: {each.uid for each in others[1:]} <= mesh.proxies.running())
+            assert not follower.snapshot_received, "the snapshot overtakes nobody"
+            assert agent.connection.unanswered == 6
+
+            signed.set()
+            answers = [await agent.receive() for _ in range(7)]
+
+            acks = [event for event in answers if isinstance(event, zds.Acked)]
+            assert [(ack.request, ack.uid) for ack in acks] == [
+                *(("add", each.uid) for each in (late, *others)),
+                ("del", others[0].uid),
+                ("snapshot_sent", ""),
+            ]
+            assert {ack.error for ack in acks} == {""}
+            assert mesh.proxies.running() == {late.uid, *(each.uid for each in others[1:])}
+
+    host.run(main)
+
+
+def test_an_agent_that_goes_away_takes_nothing_half_done_along(tmp_path: Path) -> None:
+    """What waited for its certificate, and what waited behind it, is given up with its descriptors."""
+
+    async def main(reactor: Reactor) -> None:
+        async with followed(reactor, tmp_path / "zds") as (mesh, agent, _follower):
+            web = mesh.workload("web")
+            asked = trio.Event()
+
+            async def never(identity: Any) -> Any:
+                asked.set()
+                await trio.sleep_forever()
+
+            mesh.svids.get = never  # type: ignore[method-assign]
+            before = open_fds()
+            for _ in range(2):
+                fd = namespace(tmp_path, web)
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+                await agent.sock.sendmsg([agent.connection.add(info_of(web))], rights)
+                os.close(fd)
+            await asked.wait()
+            agent.sock.close()
+            await agent.accept()
+            await until(lambda: open_fds() == before)
+            assert mesh.proxies.running() == frozenset()
 
     host.run(main)
 
@@ -238,3 +347,82 @@ def test_backoff_grows_to_a_bound() -> None:
     assert backoff(0, 0.5) == pytest.approx(0.01)
     assert backoff(3, 0.5) == pytest.approx(0.08)
     assert backoff(1000, 0.999) <= MAX_BACKOFF * 1.2
+
+
+def test_the_next_ztunnel_gets_the_very_listeners_and_the_key(tmp_path: Path) -> None:
+    """What waits in the backlog of a process that was killed is served by the next one."""
+
+    async def main(reactor: Reactor) -> None:
+        (tmp_path / "second").mkdir()
+        async with (
+            followed(reactor, tmp_path / "zds") as (mesh, agent, _),
+            followed(reactor, tmp_path / "second" / "zds") as (other, second, follower),
+        ):
+            web = mesh.workload("web")
+            other.apply(Change(workloads=(web,)))
+            assert await agent.add(web, namespace(tmp_path, web)) == ""
+            listeners, key = agent.passed
+            assert isinstance(listeners, zds.ListenersPassed)
+            assert isinstance(key, zds.KeyPassed)
+            assert [port for port, _ in listeners.sockets] == [15001, 15006, 15008]
+            (old,) = mesh.proxies.all()
+            old.abort()
+
+            for passed in (key, listeners):
+                assert await second.pass_on(passed) == ""
+            assert await second.add(web, namespace(tmp_path, web)) == ""
+            assert await second.snapshot_sent() == ""
+
+            (new,) = other.proxies.all()
+            assert [os.fstat(fd).st_ino for _, fd in new.listeners()] == [
+                os.fstat(fd).st_ino for _, fd in listeners.sockets
+            ]
+            assert other.svids.held(web.identity) == mesh.svids.held(web.identity)
+            assert follower.snapshot_received
+
+    host.run(main)
+
+
+def test_what_nobody_asks_for_is_closed_with_the_snapshot(tmp_path: Path) -> None:
+    """A pod that went while no ztunnel was there must not keep its ports for ever."""
+
+    async def main(reactor: Reactor) -> None:
+        async with followed(reactor, tmp_path / "zds") as (_mesh, agent, _follower):
+            before = open_fds()
+            with listen_in(None, 0, host="127.0.0.1") as sock:
+                assert await agent.pass_on(zds.ListenersPassed("gone", ((15001, sock.fileno()),))) == ""
+                assert open_fds() == before + 2
+            assert await agent.snapshot_sent() == ""
+            assert open_fds() == before
+
+    host.run(main)
+
+
+def test_a_retired_ztunnel_keeps_what_is_open_and_ends_with_it(tmp_path: Path) -> None:
+    """An upgrade costs nobody a connection, and takes as long as the longest of them."""
+
+    async def main(reactor: Reactor) -> None:
+        async with followed(reactor, tmp_path / "zds") as (mesh, agent, follower):
+            web, api = mesh.workload("web"), mesh.workload("api")
+            for each in (web, api):
+                assert await agent.add(each, namespace(tmp_path, each)) == ""
+            assert await agent.snapshot_sent() == ""
+            retired = trio.Event()
+            follower.on_retired = retired.set
+            async with application(api, 8080, echo):
+                stream = await mesh.connect(web, (api.addresses[0], 8080))
+                await stream.send_all(b"before")
+                assert await stream.receive_some() == b"before"
+
+                assert await agent.retire() == ""
+
+                assert retired.is_set()
+                assert mesh.proxies.running() == frozenset()
+                await trio.sleep(0.4)  # Not luck: longer than GOAWAY_DELAY, so that the GOAWAY has arrived.
+                await stream.send_all(b"after")
+                assert await stream.receive_some() == b"after"
+                await stream.aclose()
+                await mesh.proxies.emptied()
+            assert [record.error for record in await mesh.records(2)] == ["", ""]
+
+    host.run(main)

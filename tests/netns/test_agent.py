@@ -19,15 +19,19 @@ from ambient.redirect import backend, zds_server
 from ambient.redirect.agent import Agent, Settings
 from ambient.redirect.backend import Standing
 from ambient.redirect.plan import Capture, drain_plan
+from ambient.redirect.sockets import PROXY_PORTS
 from ambient.wire.xds import ControlEnd, Greeted, NodePod, PodReport, PodReported
-from ambient.wire.zds import WorkloadAdded, WorkloadRemoved, ZtunnelConnection, ZtunnelEvent
+from ambient.wire.zds import SnapshotSent, WorkloadAdded, WorkloadRemoved, ZtunnelConnection, ZtunnelEvent
 from tests.lab import DEADLINE, Lab, in_namespaces
+
+EMPTY = Change(snapshot=True)
 
 
 class FakeControl:
-    """Control's end of the distribution wire: an empty mesh, and the pods it is told to name."""
+    """Control's end of the distribution wire: the mesh it is given, and the pods it is told to name."""
 
-    def __init__(self) -> None:
+    def __init__(self, mesh: Change = EMPTY) -> None:
+        self._mesh = mesh
         ours, self.theirs = socket.socketpair()
         ours.setblocking(False)
         self._sock = trio.socket.from_stdlib_socket(ours)
@@ -40,7 +44,7 @@ class FakeControl:
         while data := await self._sock.recv(65536):
             for event in self._end.receive_data(data):
                 if isinstance(event, Greeted):
-                    await self._send(self._end.update(Change(snapshot=True)))
+                    await self._send(self._end.update(self._mesh))
                     self.greeted.set()
                 if isinstance(event, PodReported):
                     self.reports.append(event.report)
@@ -63,19 +67,22 @@ class FakeControl:
 
 
 class FakeZtunnel:
-    """ztunnel's end of ZDS; *before_ack* may look around, and refuse by a text."""
+    """The other end of ZDS; it listens, accepts nothing. *before_ack* may look around, refuse by a text."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, obedient: bool = False) -> None:
         self._path = path
+        # Whether it lets go of what its agent does not name, and says at once that nothing is left of it.
+        self._obedient = obedient
         self.events: list[str] = []
         self.before_ack: Callable[[ZtunnelEvent], str] = lambda event: ""
+        self.listeners: dict[str, list[socket.socket]] = {}
         self._wire = ZtunnelConnection()
         self._sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         await self._sock.connect(self._path)
         await self._sock.send(self._wire.hello())
-        with self._sock, suppress(trio.ClosedResourceError):
+        with self._sock, suppress(trio.ClosedResourceError, BrokenPipeError):
             while True:
                 data, ancillary, _, _ = await self._sock.recvmsg(4097, 256)
                 fds = [int.from_bytes(raw[:4], "little") for _, _, raw in ancillary]
@@ -83,15 +90,46 @@ class FakeZtunnel:
                     return
                 event = self._wire.receive_packet(data, fds)
                 self.events.append(_brief(event))
-                error = self.before_ack(event)
+                error = self.before_ack(event) or self._obey(event, fds)
                 for fd in fds:
                     os.close(fd)
                 await self._sock.send(self._wire.ack(error))
+                if self._obedient and isinstance(event, WorkloadRemoved):
+                    await self.drained(event.uid)
                 if self.events[-1] == "snapshot":
                     task_status.started()
 
+    def _obey(self, event: ZtunnelEvent, fds: list[int]) -> str:
+        try:
+            match event:
+                case WorkloadAdded(workload) if workload.uid not in self.listeners:
+                    made = [listen_in(fds[0], port, transparent=True) for port in PROXY_PORTS]
+                    self.listeners[workload.uid] = made
+                case WorkloadRemoved(uid):
+                    self.stop_listening(uid)
+                case SnapshotSent(uids) if self._obedient:
+                    for uid in self.listeners.keys() - uids:
+                        self.stop_listening(uid)
+        except OSError as exc:
+            return str(exc)
+        return ""
+
+    def stop_listening(self, uid: str) -> None:
+        for each in self.listeners.pop(uid, ()):
+            each.close()
+
+    async def again(self) -> None:
+        """Follow the next agent until it ends; what is served goes on."""
+        self._wire = ZtunnelConnection()
+        self._sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with suppress(OSError):
+            await self.run()
+
     def close(self) -> None:
+        """Crash: its sockets go with it."""
         self._sock.close()
+        for uid in list(self.listeners):
+            self.stop_listening(uid)
 
     async def drained(self, uid: str) -> None:
         await self._sock.send(self._wire.drained(uid))
@@ -126,9 +164,9 @@ class Scene:
         )
         self.unwanted = replace(self.wanted, mode="none")
 
-    async def start_agent(self) -> FakeControl:
+    async def start_agent(self, mesh: Change = EMPTY) -> FakeControl:
         """A new agent, as after a crash of the last; returns its control."""
-        control = FakeControl()
+        control = FakeControl(mesh)
         self.agent = await self.nursery.start(self._run_agent, control)
         self.nursery.start_soon(control.run)
         return control
@@ -161,9 +199,11 @@ async def scene(directory: Path) -> AsyncIterator[Scene]:
 
 
 @asynccontextmanager
-async def enrolled(directory: Path) -> AsyncIterator[tuple[Scene, FakeControl, FakeZtunnel]]:
+async def enrolled(
+    directory: Path, mesh: Change = EMPTY
+) -> AsyncIterator[tuple[Scene, FakeControl, FakeZtunnel]]:
     async with scene(directory) as made:
-        control, ztunnel = await made.start_agent(), await made.start_ztunnel()
+        control, ztunnel = await made.start_agent(mesh), await made.start_ztunnel()
         await control.name(made.wanted)
         assert (await control.report(1)).state == "enrolled"
         yield made, control, ztunnel

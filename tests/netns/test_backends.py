@@ -7,13 +7,23 @@ import subprocess
 import pytest
 
 from ambient.engine.netns import in_netns, listen_in, original_destination
+from ambient.model.exclusions import Exclusions
 from ambient.redirect import backend, backends, listing
 from ambient.redirect.backend import Standing
 from ambient.redirect.backends import Backend, IptablesLegacy, NftText, Nowhere
-from ambient.redirect.plan import INBOUND_PORT, OUTBOUND_PORT, Capture, capture_plan, drain_plan
+from ambient.redirect.plan import INBOUND_PORT, OUTBOUND_PORT, Capture, capture_plan, closed_plan, drain_plan
 from tests.lab import DEADLINE, POD_SYSCTLS, Lab, in_namespaces, make_netns
 
 CAPTURE = Capture()
+FULL = Capture(
+    dns=True,
+    exclusions=Exclusions(
+        inbound_ports=(9000,),
+        outbound_ports=(5432,),
+        inbound_ranges=("192.0.2.0/24", "192.0.2.128/25", "2001:db8::/32", "fd00::/9"),
+        outbound_ranges=("198.51.100.7/32",),
+    ),
+)
 KNOWN = (capture_plan(CAPTURE), drain_plan())
 
 everyone = pytest.mark.parametrize(
@@ -45,9 +55,11 @@ def test_the_contract(rules: Backend) -> None:
     rules.remove(netns)
     assert rules.standing(netns) is Standing.NONE
 
-    for capture in (CAPTURE, CAPTURE, Capture(dns=True)):
+    for capture in (CAPTURE, CAPTURE, Capture(dns=True), FULL):
         rules.install(netns, capture)
-        assert rules.standing(netns) is Standing.CAPTURED
+        assert rules.standing(netns, capture) is Standing.CAPTURED
+    rules.put(netns, closed_plan(FULL))
+    assert rules.standing(netns, FULL) is Standing.CLOSED
     for _ in range(2):
         rules.drain(netns)
         assert rules.standing(netns) is Standing.DRAINING

@@ -11,6 +11,7 @@ import pytest
 
 from ambient.engine.netlink import NetlinkSocket
 from ambient.engine.netns import in_netns, listen_in, original_destination, socket_in
+from ambient.model.exclusions import Exclusions
 from ambient.redirect import backend, text
 from ambient.redirect.backend import Standing
 from ambient.redirect.plan import (
@@ -20,6 +21,7 @@ from ambient.redirect.plan import (
     SIDECAR_TABLE,
     Capture,
     capture_plan,
+    closed_plan,
     drain_plan,
 )
 from ambient.redirect.vip_plan import vip_plan
@@ -29,6 +31,14 @@ from tests.lab import DEADLINE, Host, Lab, in_namespaces, make_netns
 from tests.netns.test_vips import mesh_of
 
 CAPTURE = Capture()
+EXCLUDING = Capture(
+    exclusions=Exclusions(
+        outbound_ports=(81,),
+        outbound_ranges=("192.0.2.0/24", "2001:db8::/32"),
+        inbound_ports=(90,),
+        inbound_ranges=("198.51.100.7/32",),
+    )
+)
 
 
 def nft(netns: int, *arguments: str, rules: str = "") -> str:
@@ -53,10 +63,12 @@ def vips() -> Table:
         lambda: capture_plan(CAPTURE),
         lambda: capture_plan(Capture(dns=True)),
         lambda: capture_plan(Capture(table=SIDECAR_TABLE)),
+        lambda: capture_plan(EXCLUDING),
+        lambda: closed_plan(EXCLUDING),
         drain_plan,
         vips,
     ],
-    ids=["capture", "with-dns", "sidecar", "drain", "virtual-addresses"],
+    ids=["capture", "with-dns", "sidecar", "exclusions", "closed", "drain", "virtual-addresses"],
 )
 @in_namespaces
 def test_nft_reads_the_text_and_lists_the_same_rules(plan: Callable[[], Table]) -> None:

@@ -62,12 +62,13 @@ def test_what_the_agent_says_is_what_ztunnel_hears(
 scalars = (
     st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.text(max_size=20) | st.binary(max_size=20)
 )
-kinds = st.sampled_from(["hello", "add", "del", "snapshot_sent", "ack", "drained", "other"])
+kinds = st.sampled_from(
+    ["hello", "add", "del", "snapshot_sent", "ack", "drained", "listeners", "key", "retire", "other"]
+)
+fields = ["uid", "name", "namespace", "service_account", "identity", "dns_capture", "error", "version"]
 almost = st.dictionaries(
-    st.sampled_from(
-        ["uid", "name", "namespace", "service_account", "identity", "dns_capture", "error", "version"]
-    ),
-    scalars,
+    st.sampled_from([*fields, "ports", "retired"]),
+    scalars | st.lists(scalars, max_size=2),
 ).flatmap(lambda frame: kinds.map(lambda kind: msgpack.packb(frame | {"kind": kind})))
 
 

@@ -23,6 +23,7 @@ POD = {
         "namespace": "shop",
         "labels": {"app": "client"},
         "creationTimestamp": "2026-01-01T00:00:00Z",
+        "ownerReferences": [{"kind": "Deployment", "name": "clients"}],
     },
     "spec": {"nodeName": "node-1", "containers": [{"name": "main"}]},
     "status": {
@@ -415,11 +416,13 @@ def test_status_shows_components_and_counts(mesh: FakeMesh, capsys: pytest.Captu
     assert run(["status", "-o", "json"]) == 0
     document = json.loads(said(capsys))
     assert document["kind"] == "Status"
-    assert document["enrolled"][1] == {"namespace": "shop", "pods": 1, "ambient": 1, "sidecar": 0}
+    shop = document["enrolled"][1]
+    assert (shop["namespace"], shop["pods"], shop["ambient"], shop["sidecar"]) == ("shop", 1, 1, 0)
+    assert not document["troubled"]
 
 
 def test_logs_finds_the_file(mesh: FakeMesh, capsys: pytest.CaptureFixture[str]) -> None:
-    """By the name of a component or of a pod."""
+    """By the name of a component, of a pod, or of a Deployment."""
     folder = mesh.run_dir / "logs"
     folder.mkdir()
     (folder / "control.log").write_text("one\ntwo\nthree\n")
@@ -429,7 +432,15 @@ def test_logs_finds_the_file(mesh: FakeMesh, capsys: pytest.CaptureFixture[str])
     assert said(capsys) == "two\nthree\n"
     assert run(["logs", "client", "-n", "shop", "-c", "main"]) == 0
     assert said(capsys) == "hello\n"
-    for wrong in (["client", "-n", "other"], ["client", "-c", "other"], ["nobody"]):
+    for named in ("pod/client", "deploy/clients"):
+        assert run(["logs", named, "-n", "shop"]) == 0
+        assert said(capsys) == "hello\n"
+    for wrong in (
+        ["client", "-n", "other"],
+        ["client", "-c", "other"],
+        ["nobody"],
+        ["deploy/x", "-n", "shop"],
+    ):
         assert run(["logs", *wrong]) == 1
 
 

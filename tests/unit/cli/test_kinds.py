@@ -35,6 +35,36 @@ def test_bad_targets(text: str) -> None:
         kinds.parse_target(text)
 
 
+POD = {"metadata": {"name": "a"}, "status": {"phase": "Running"}}
+OWNED = [
+    {
+        "metadata": {"name": f"web-{n}", "ownerReferences": [{"kind": "Deployment", "name": "web"}]},
+        "status": status,
+    }
+    for n, status in enumerate([{"phase": "Pending"}, {"phase": "Running"}])
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "found"),
+    [
+        ("Pod", "a", ["a"]),
+        ("Pod", "web", []),
+        ("Deployment", "web", ["web-1", "web-0"]),
+        ("Deployment", "a", []),
+    ],
+)
+def test_pods_of(kind: str, name: str, found: list[str]) -> None:
+    """A Deployment stands for its pods, and one that can answer comes first."""
+    assert [kinds.name_of(pod) for pod in kinds.pods_of([POD, *OWNED], kind, name)] == found
+
+
+def test_pods_of_what_has_none() -> None:
+    """A namespace is no pod; better said than guessed."""
+    with pytest.raises(ConfigError, match="deploy/NAME"):
+        kinds.pods_of([POD], "Namespace", "a")
+
+
 @pytest.mark.parametrize("kind", [*kinds.ALIASES, "Unheard"])
 def test_an_object_with_nothing_in_it_still_has_a_row(kind: str) -> None:
     """What is not there yet must not break the list of what is."""

@@ -90,6 +90,7 @@ def test_what_peers_and_agents_are_told() -> None:
         Phase.OUT: (False, False),
         Phase.ENTERING: (True, False),
         Phase.IN: (True, True),
+        Phase.LOST: (True, False),
         Phase.LEAVING: (True, False),
         Phase.RELEASING: (False, False),
         Phase.FAILED: (False, False),

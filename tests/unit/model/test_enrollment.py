@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ambient.model.enrollment import Mode, desired_mode, why_not
+from ambient.model.enrollment import DNS_CAPTURE, Mode, desired_mode, dns_capture, why_not
 
 AMBIENT = {"istio.io/dataplane-mode": "ambient"}
 OUT = {"istio.io/dataplane-mode": "none"}
@@ -43,3 +43,12 @@ def test_what_cannot_be_captured_is_not() -> None:
     assert "host's network" in why_not(AMBIENT, {}, host_network=True)
     assert desired_mode(AMBIENT, WANTS_SIDECAR, is_waypoint=True) is Mode.NONE
     assert "waypoint" in why_not(AMBIENT, {}, is_waypoint=True)
+
+
+@pytest.mark.parametrize(
+    ("annotations", "captured"),
+    [({}, True), ({"ambient.istio.io/dns-capture": "true"}, True), ({DNS_CAPTURE: "False"}, False)],
+)
+def test_lookups_are_captured_unless_the_pod_says_no(annotations: dict[str, str], captured: bool) -> None:
+    """Istio's annotation."""
+    assert dns_capture(annotations) is captured

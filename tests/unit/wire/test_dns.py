@@ -19,7 +19,9 @@ from ambient.wire.dns import (
     Rcode,
     encode_answer,
     encode_query,
+    is_answer_to,
     parse_query,
+    with_identifier,
 )
 
 labels = st.text("abcdefghijklmnopqrstuvwxyz0123456789-", min_size=1, max_size=20)
@@ -58,6 +60,59 @@ def test_an_answer_carries_every_address() -> None:
     records = reply[12 + len(query.question) :]
     assert records[:16] == struct.pack("!HHHIH", 0xC00C, 1, 1, 5, 4) + bytes([10, 96, 0, 7])
     assert len(records) == 32
+
+
+def test_an_alias_comes_first_and_owns_the_addresses() -> None:
+    """CNAME, then A records that point to its target."""
+    query = parse_query(encode_query(9, "a.b.search", TYPE_A))
+
+    reply = encode_answer(
+        query, Answer(Rcode.NOERROR, ("10.96.0.7",), "a.b"), ttl=30, max_bytes=MAX_UDP_BYTES
+    )
+
+    start = 12 + len(query.question)
+    target = b"\1a\1b\0"
+    assert reply[start : start + 12] == struct.pack("!HHHIH", 0xC00C, 5, 1, 30, len(target))
+    assert reply[start + 12 : start + 12 + len(target)] == target
+    pointer = struct.unpack_from("!H", reply, start + 12 + len(target))[0]
+    assert pointer == 0xC000 | (start + 12)
+
+
+@pytest.mark.parametrize(
+    ("edns", "kept"), [(0, 30), (512, 29), (1232, 74), (4096, 74)], ids=["none", "least", "flag-day", "more"]
+)
+def test_a_resolver_that_takes_more_gets_more(edns: int, kept: int) -> None:
+    """ztunnel's figure: 256 addresses of one name are 74 by UDP."""
+    query = parse_query(encode_query(9, "large.test.svc", TYPE_A, edns_bytes=edns))
+    addresses = tuple(f"10.0.0.{n}" for n in range(256))
+
+    reply = encode_answer(query, Answer(Rcode.NOERROR, addresses), ttl=30, max_bytes=query.udp_room)
+
+    _, flags, _, count, _, additional = struct.unpack_from("!HHHHHH", reply)
+    assert (count, bool(flags & 0x0200), additional) == (kept, True, int(edns > 0))
+    assert len(reply) <= query.udp_room
+    if edns:
+        assert reply[-11:] == struct.pack("!BHHIH", 0, 41, 1232, 0, 0)
+
+
+def test_only_the_answer_to_what_was_sent_is_believed() -> None:
+    """Number, question and direction; a refusal may leave the question out."""
+    sent = encode_query(9, "a.b", TYPE_A)
+    good = encode_answer(parse_query(sent), Answer(Rcode.NOERROR, ("10.0.0.1",)), ttl=5, max_bytes=512)
+
+    assert is_answer_to(good, sent)
+    assert not is_answer_to(with_identifier(good, 10), sent)
+    assert not is_answer_to(sent, sent)
+    assert not is_answer_to(good[:11], sent)
+    assert not is_answer_to(good.replace(b"\1b\0", b"\1c\0"), sent)
+    assert is_answer_to(struct.pack("!HHHHHH", 9, 0x8182, 0, 0, 0, 0), sent)
+    assert not is_answer_to(struct.pack("!HHHHHH", 9, 0x8180, 0, 1, 0, 0), sent)
+
+
+@given(st.binary(max_size=80))
+def test_no_bytes_of_a_server_can_crash_us(reply: bytes) -> None:
+    """Whatever comes from upstream is believed or not, and nothing else."""
+    assert is_answer_to(reply, encode_query(9, "a.b", TYPE_A)) in (True, False)
 
 
 @pytest.mark.parametrize(

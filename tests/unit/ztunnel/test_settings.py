@@ -23,6 +23,9 @@ def test_what_is_set_is_used() -> None:
             "LOG_FORMAT": "JSON",
             "ENABLE_RESPONSE_BAGGAGE": "false",
             "XDS_ADDRESS": "https://istiod:15012",
+            "ISTIO_META_DNS_CAPTURE": "false",
+            "AMBIENT_DNS_UPSTREAMS": "10.96.0.10 fd00:10:96:0::a",
+            "PREFERED_SERVICE_NAMESPACE": "shop",
         }
     )
 
@@ -32,6 +35,9 @@ def test_what_is_set_is_used() -> None:
         inpod_uds="/x/zds.sock",
         json_log=True,
         response_baggage=False,
+        dns_capture=False,
+        dns_upstreams=("10.96.0.10", "fd00:10:96::a"),
+        preferred_namespace="shop",
         ignored=("XDS_ADDRESS",),
     )
 
@@ -59,6 +65,7 @@ def test_the_drain_ends_before_the_platform_kills_us(environ: dict[str, str], se
         ("TERMINATION_GRACE_PERIOD_SECONDS", "nan"),
         ("LOG_FORMAT", "xml"),
         ("ENABLE_RESPONSE_BAGGAGE", "perhaps"),
+        ("AMBIENT_DNS_UPSTREAMS", "dns.example"),
     ],
 )
 def test_nonsense_names_its_variable(name: str, value: str) -> None:

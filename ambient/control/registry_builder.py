@@ -1,0 +1,104 @@
+"""Builds registries, and makes again only what can have changed.
+
+Floor 3, no I/O. A mesh of a thousand pods publishes while every one of them moves: what is cheap once, a
+thousand pods a registry, is not cheap a thousand times. Two rules keep it right: everything that a value is
+made of is compared by identity or by value, and values that say the same as before are the objects of before,
+so that whoever compares registries sees it at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
+
+from ambient.control.pods import Pod
+from ambient.control.registry_plan import Registry
+from ambient.control.resources_plan import Addresses, services_of, workloads_of
+from ambient.control.store_plan import Store
+from ambient.control.waypoints_plan import Waypoint, is_waypoint, waypoint_of
+from ambient.model.authorization import Security, convert
+from ambient.model.service import Service
+from ambient.model.workload import Workload
+
+Names: TypeAlias = frozenset[tuple[str, str]]
+
+
+class RegistryBuilder:
+    """Remembers what it made last.
+
+    Args:
+        addresses: (namespace, name) -> the virtual addresses of a service.
+    """
+
+    def __init__(self, addresses: Addresses) -> None:
+        self._addresses = addresses
+        self._store: Store | None = None
+        self._programmed: Names = frozenset()
+        self._waypoints: dict[tuple[str, str], Waypoint] = {}
+        self._security: Security = convert(())
+        self._services: dict[str, Service] = {}
+        self._made: dict[str, tuple[tuple[Any, ...], Workload]] = {}
+
+    def build(
+        self, before: Registry, store: Store, programmed: Iterable[tuple[str, str]], pods: Iterable[Pod]
+    ) -> Registry:
+        """The registry after *before*: *before* itself if nothing is different."""
+        self._look_at(store, frozenset(programmed))
+        workloads = self._workloads(store, pods)
+        policies = {policy.key: policy for policy in self._security.policies}
+        made = Registry(
+            version=before.version + 1,
+            workloads=_keep(before.workloads, workloads),
+            services=_keep(before.services, self._services),
+            policies=_keep(before.policies, policies),
+        )
+        return before if made.same_as(before) else made
+
+    def waypoints(
+        self, store: Store, programmed: Iterable[tuple[str, str]]
+    ) -> dict[tuple[str, str], Waypoint]:
+        """Every waypoint, by namespace and name."""
+        self._look_at(store, frozenset(programmed))
+        return self._waypoints
+
+    def security(self, store: Store) -> Security:
+        """What the security objects mean."""
+        self._look_at(store, self._programmed)
+        return self._security
+
+    def _look_at(self, store: Store, programmed: Names) -> None:
+        """Make again what the objects alone decide."""
+        if store is self._store and programmed == self._programmed:
+            return
+        if store is not self._store:
+            self._security = convert(each.object for each in store.entries.values())
+        self._store, self._programmed = store, programmed
+        gateways = [each for each in store.of_kind("Gateway") if is_waypoint(each)]
+        made = [waypoint_of(each, (each.namespace, each.name) in programmed) for each in gateways]
+        self._waypoints = {(each.namespace, each.name): each for each in made}
+        self._services = services_of(store, self._waypoints, self._addresses)
+        self._made.clear()
+
+    def _workloads(self, store: Store, pods: Iterable[Pod]) -> dict[str, Workload]:
+        here = {pod.uid: pod for pod in pods if pod.addresses}
+        facts = {uid: _facts(pod) for uid, pod in here.items()}
+        again = [
+            pod for uid, pod in here.items() if uid not in self._made or self._made[uid][0] != facts[uid]
+        ]
+        made = workloads_of(store, again, self._waypoints, self._security)
+        self._made = {uid: (facts[uid], made[uid]) if uid in made else self._made[uid] for uid in here}
+        return {uid: workload for uid, (_, workload) in self._made.items()}
+
+
+def _facts(pod: Pod) -> tuple[Any, ...]:
+    """Everything of a pod that ``workloads_of`` reads and that can change while the pod lives."""
+    return pod.status.ready, pod.ending, pod.mode, pod.capture.advertised, pod.addresses, pod.labels
+
+
+def _keep(before: Mapping[str, Any], after: Mapping[str, Any]) -> Mapping[str, Any]:
+    """*after*, with the very values of *before* where they are equal."""
+    kept = {}
+    for key, value in after.items():
+        old = before.get(key)
+        kept[key] = old if old is value or old == value else value
+    return before if kept == before else kept

@@ -1,0 +1,177 @@
+"""Cheap questions about one network namespace, asked over sockets that stay open.
+
+Floor 2. Per second and namespace: the generation of its rules (6 us) and who listens on a few ports (4 us
+each); and a descriptor that becomes readable when somebody touches rules or routing. Answers are compared
+as bytes and never decoded: what matters is whether anything moved.
+
+Measured on Linux 6.18 with Python 3.11; see ``benchmarks/attestation.py``.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+import sys
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from ambient.engine.netns import in_netns
+from ambient.wire import netlink, netlink_diag, nft_generation
+from ambient.wire.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, NETLINK_SOCK_DIAG
+from ambient.wire.netlink_diag import TcpSocket
+
+SOL_NETLINK = 270
+NETLINK_ADD_MEMBERSHIP = 1
+# Events are counted, not read: a full buffer says as much as an empty one. The kernel's least is 2 KiB.
+EVENT_BUFFER_BYTES = 4096
+# An answer has some 130; news may be longer, and are cut off: nobody reads them. Small is fast.
+ANSWER_BYTES = 256
+# A question whose answer found no room is asked again this often; picked, not measured.
+ATTEMPTS = 5
+# Far from what others use on our sockets: tells our answer from the news of somebody's change.
+_SEQUENCE = 0x0A77E57
+_HEADER = struct.Struct("=IHHII")
+# The first attribute of the answer, behind netlink's and netfilter's headers: NFTA_GEN_ID.
+_GENERATION = slice(_HEADER.size + 8, _HEADER.size + 12)
+# Where uid and inode stand behind the header of an inet_diag answer, and the cookie in its name.
+_COOKIE = slice(_HEADER.size + 4 + 40, _HEADER.size + 4 + 48)
+_INODE = slice(_HEADER.size + 4 + 48 + 16, _HEADER.size + 4 + 48 + 20)
+
+# Port -> (inode, cookie) of who listens there.
+Holders: TypeAlias = dict[int, tuple[int, bytes]]
+
+
+class NetnsWatch:
+    """The sockets; close it.
+
+    Args:
+        netns: Descriptor of the namespace; not kept.
+        ports: Whose listeners ``listeners`` looks for.
+
+    Raises:
+        OSError: the namespace cannot be entered, or no descriptor is left.
+    """
+
+    def __init__(self, netns: int, ports: Sequence[int]) -> None:
+        self.ports = tuple(ports)
+        self._sockets: list[socket.socket] = []
+        try:
+            self._rules = self._open(netns, NETLINK_NETFILTER, (nft_generation.NFNLGRP_NFTABLES,))
+            self._routing = self._open(netns, NETLINK_ROUTE, nft_generation.ROUTING_GROUPS)
+            self._diag = self._open(netns, NETLINK_SOCK_DIAG, ())
+        except OSError:
+            self.close()
+            raise
+        self._ask = netlink.encode_all([nft_generation.ask_generation()], _SEQUENCE)
+        self._family = 0
+        # Dual-stack listeners are found as IPv6 ones; a kernel without IPv6 has only the others.
+        self._find = tuple(
+            netlink.encode_all([netlink_diag.find_listener(family, port) for port in self.ports], _SEQUENCE)
+            for family in (netlink.AF_INET6, netlink.AF_INET)
+        )
+
+    def close(self) -> None:
+        """Close the sockets; twice is fine."""
+        for each in self._sockets:
+            each.close()
+
+    def fingerprint(self) -> bytes:
+        """The generation and the listeners in one: equal bytes mean that nothing moved.
+
+        Raises:
+            OSError: the kernel does not answer.
+        """
+        parts = [self.generation().to_bytes(4, "big")]
+        ask, receive = self._find[self._family], self._diag.recv
+        self._diag.send(ask)
+        for _ in self.ports:
+            answer = receive(ANSWER_BYTES)
+            parts += (answer[_COOKIE], answer[_INODE])
+        return b"".join(parts)
+
+    def event_fds(self) -> tuple[int, int]:
+        """What becomes readable when rules or routing change."""
+        return self._rules.fileno(), self._routing.fileno()
+
+    def generation(self) -> int:
+        """The generation of the rules; news of changes that waited are taken along.
+
+        Raises:
+            OSError: the kernel does not answer.
+        """
+        for _ in range(ATTEMPTS):
+            self._rules.send(self._ask)
+            try:
+                while True:
+                    data = _receive(self._rules)
+                    if data and _is_answer(data):
+                        return int.from_bytes(data[_GENERATION], "big")
+            except BlockingIOError:
+                continue  # News filled the buffer, and there was no room for the answer; now there is.
+        raise InterruptedError("the rules change faster than their generation can be read")
+
+    def routing_touched(self) -> bool:
+        """Whether routing rules or routes changed since the last call."""
+        touched = False
+        try:
+            while True:
+                _receive(self._routing)
+                touched = True
+        except BlockingIOError:
+            return touched
+
+    def listeners(self) -> Holders:
+        """Who listens on the ports, on every address; a port without a listener is not in it."""
+        found: Holders = {}
+        for index, question in enumerate(self._find):
+            self._diag.send(question)
+            for port in self.ports:
+                answer = self._diag.recv(ANSWER_BYTES)
+                if _kind(answer) == netlink_diag.SOCK_DIAG_BY_FAMILY:
+                    found.setdefault(port, (int.from_bytes(answer[_INODE], sys.byteorder), answer[_COOKIE]))
+            if len(found) == len(self.ports):
+                self._family = index
+                break
+        return found
+
+    def living(self, connections: Sequence[TcpSocket]) -> list[TcpSocket]:
+        """Those of *connections* that are still there."""
+        return [each for each in connections if self._is_there(each)]
+
+    def _is_there(self, known: TcpSocket) -> bool:
+        self._diag.send(netlink.encode_all([netlink_diag.find(known)], _SEQUENCE))
+        answer = self._diag.recv(ANSWER_BYTES)
+        return _kind(answer) == netlink_diag.SOCK_DIAG_BY_FAMILY
+
+    def _open(self, netns: int, protocol: int, groups: Sequence[int]) -> socket.socket:
+        kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+        with in_netns(netns):
+            made = socket.socket(socket.AF_NETLINK, kind, protocol)
+        self._sockets.append(made)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, EVENT_BUFFER_BYTES)
+        made.bind((0, 0))
+        for group in groups:
+            made.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+        return made
+
+
+def _receive(sock: socket.socket) -> bytes:
+    """One datagram; b"" where the buffer ran over, which is news too."""
+    try:
+        return sock.recv(ANSWER_BYTES)
+    except OSError as exc:
+        if exc.errno != errno.ENOBUFS:
+            raise
+        return b""
+
+
+def _kind(answer: bytes) -> int:
+    kind: int = _HEADER.unpack_from(answer)[1]
+    return kind
+
+
+def _is_answer(data: bytes) -> bool:
+    """Whether it answers us; the answer comes alone, and news may be cut off."""
+    _, kind, _, sequence, _ = _HEADER.unpack_from(data)
+    return bool(kind == nft_generation.NFT_MSG_NEWGEN and sequence == _SEQUENCE)

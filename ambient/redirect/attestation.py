@@ -1,0 +1,363 @@
+"""Continuous attestation: is every pod that we call enrolled still captured?
+
+Every second, and at once when the kernel tells that rules or routes of a pod were touched, each enrolled
+pod is looked at; ``attestation_plan`` decides, the pod's keeper acts. Asked is the kernel and nobody's
+memory, so that a new agent knows as much as the old one.
+
+What an unchanged pod costs: one stat, one question for the generation of its rules, one for its three
+listeners; some 40 us together.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import trio
+
+from ambient.engine.netns import netns_identity
+from ambient.engine.netns_watch import Holders, NetnsWatch
+from ambient.redirect import attestation_plan, evidence
+from ambient.redirect.attestation_plan import (
+    CHECK_SECONDS,
+    Fine,
+    GiveUp,
+    Listeners,
+    Namespace,
+    Past,
+    Repair,
+    Rules,
+    Seen,
+    Verdict,
+    Wait,
+    decide,
+    retry_delay,
+)
+from ambient.redirect.plan import Capture
+from ambient.redirect.pod_capture import Existing
+from ambient.redirect.sockets import PROXY_PORTS
+
+log = logging.getLogger("agent")
+
+# After news, so long nothing is looked at: whoever changes rules all the time costs us 20 looks a second.
+PAUSE_SECONDS = 0.05
+# Pods looked at before others may run; a look takes 40 us.
+LOOKS_IN_A_ROW = 25
+# Older connections of one pod that are asked for at one look, 6 us each; the rest when these have ended.
+MAX_CONNECTIONS_ASKED = 64
+
+
+class Subject(Protocol):
+    """The part of a ``PodKeeper`` that is attested."""
+
+    @property
+    def attestable(self) -> bool:
+        """Whether it is enrolled and nothing is under way."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether it is to be enrolled and could not be kept so."""
+
+    @property
+    def netns(self) -> int:
+        """The descriptor of its namespace; only while it is attestable."""
+
+    @property
+    def path(self) -> str:
+        """Where its namespace is found."""
+
+    @property
+    def capture(self) -> Capture:
+        """What is captured of it."""
+
+    @property
+    def existing(self) -> Existing:
+        """Connections older than its capture."""
+
+    @existing.setter
+    def existing(self, value: Existing) -> None: ...
+
+    def judged(self, verdict: Repair | GiveUp) -> None:
+        """Act."""
+
+    def retry(self) -> None:
+        """Try to enroll it again."""
+
+
+class RulesAsked(Protocol):
+    """Who tells whether rules stand."""
+
+    def stand(self, netns: int, capture: Capture) -> bool:
+        """Whether exactly the rules of *capture* are there, and the routes that they need."""
+
+
+class Ztunnel(Protocol):
+    """The part of ``ZdsServer`` that is asked."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is one that has its snapshot."""
+
+    def pids(self) -> frozenset[int]:
+        """The processes."""
+
+
+@dataclass(slots=True)
+class _Watched:
+    """One enrolled pod, and what it looked like when all was well."""
+
+    netns: int
+    identity: tuple[int, int]
+    watch: NetnsWatch
+    capture: Capture | None = None
+    generation: int = -1
+    holders: Holders = field(default_factory=dict)
+    # What it looked like when all was well; equal bytes need no second look. b"": look.
+    fingerprint: bytes = b""
+    past: Past = field(default_factory=Past)
+
+
+@dataclass(slots=True)
+class _Lost:
+    """One pod that could not be kept, and when to try again."""
+
+    attempts: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class AttestationStatistics:
+    """What is, and what was seen and done since the agent's start.
+
+    Attributes:
+        repairs: By what was put right.
+        plaintext: Uid -> how many connections older than its enrollment still live, where there are any.
+    """
+
+    enrolled: int
+    lost: int
+    checks: int
+    given_up: int
+    repairs: Mapping[str, int]
+    plaintext: Mapping[str, int]
+
+
+class Attestor:
+    """Looks at the pods of one node.
+
+    Args:
+        subjects: The keepers by uid; looked up anew each time.
+        rules: Who reads rules that are not nf_tables'; None for those that are.
+    """
+
+    def __init__(
+        self, subjects: Mapping[str, Subject], ztunnel: Ztunnel, rules: RulesAsked | None = None
+    ) -> None:
+        self._subjects = subjects
+        self._ztunnel = ztunnel
+        self._rules = rules or evidence.RuleReader()
+        self._watched: dict[str, _Watched] = {}
+        self._lost: dict[str, _Lost] = {}
+        self._owners: dict[int, str] = {}
+        self._epoll = select.epoll()
+        self._sockets: frozenset[int] | None = None
+        self._repairs: Counter[str] = Counter()
+        self._checks = 0
+        self._given_up = 0
+        self.on_round: Callable[[], None] = lambda: None
+
+    def statistics(self) -> AttestationStatistics:
+        """For metrics and reports."""
+        enrolled = sum(1 for each in self._subjects.values() if each.attestable)
+        lost = sum(1 for each in self._subjects.values() if each.lost)
+        older = {uid: len(each.existing.kept) for uid, each in self._subjects.items() if not each.lost}
+        plaintext = {uid: number for uid, number in older.items() if number}
+        return AttestationStatistics(
+            enrolled, lost, self._checks, self._given_up, dict(self._repairs), plaintext
+        )
+
+    async def run(self) -> None:
+        """Attest until cancelled."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._every_second)
+                nursery.start_soon(self._on_events)
+        finally:
+            for uid in list(self._watched):
+                self._forget(uid)
+            self._epoll.close()
+
+    async def _every_second(self) -> None:
+        while True:
+            started = trio.current_time()
+            for number, _ in enumerate(self._looks()):
+                if number % LOOKS_IN_A_ROW == LOOKS_IN_A_ROW - 1:
+                    await trio.lowlevel.checkpoint()
+            self.on_round()
+            await trio.sleep_until(started + CHECK_SECONDS)
+
+    def look_at_all(self) -> None:
+        """One round, without rest; what ``run`` does once a second."""
+        for _ in self._looks():
+            pass
+
+    def _looks(self) -> Iterator[None]:
+        for uid in self._watched.keys() - self._subjects.keys():
+            self._forget(uid)
+        for uid in tuple(self._subjects):
+            self._look(uid)
+            yield
+        self._sockets = None
+
+    async def _on_events(self) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(self._epoll.fileno())
+            for uid in {self._owners[fd] for fd, _ in self._epoll.poll(0) if fd in self._owners}:
+                if (watched := self._watched.get(uid)) is not None:
+                    watched.fingerprint = b""  # Of routing, news are all there is.
+                self._look(uid)
+            self._sockets = None
+            await trio.sleep(PAUSE_SECONDS)
+
+    def _look(self, uid: str) -> None:
+        subject = self._subjects.get(uid)
+        if subject is None:
+            return
+        if not subject.lost:
+            self._lost.pop(uid, None)
+        if subject.attestable:
+            self._attest(uid, subject)
+        elif subject.lost:
+            self._forget(uid)
+            self._try_again(uid, subject)
+
+    def _attest(self, uid: str, subject: Subject) -> None:
+        now = time.monotonic()
+        self._checks += 1
+        try:
+            watched = self._watch(uid, subject)
+            self._count_older(watched, subject)
+            if self._is_unchanged(watched, subject):
+                return
+            before = watched.watch.fingerprint()
+            seen = self._see(watched, subject)
+        except OSError as exc:
+            log.error("%s cannot be attested: %s", uid, exc)
+            self._forget(uid)
+            return
+        verdict, watched.past = decide(seen, watched.past, now, self._ztunnel_now())
+        # What moves while it is looked at is not what was seen.
+        watched.fingerprint = before if isinstance(verdict, Fine) else b""
+        self._obey(uid, subject, verdict)
+
+    def _count_older(self, watched: _Watched, subject: Subject) -> None:
+        if subject.existing.kept:
+            living = watched.watch.living(subject.existing.kept[:MAX_CONNECTIONS_ASKED])
+            subject.existing = Existing(tuple(living) + subject.existing.kept[MAX_CONNECTIONS_ASKED:])
+
+    def _is_unchanged(self, watched: _Watched, subject: Subject) -> bool:
+        """The quick look: the pod is to the byte what it was when all was well."""
+        return (
+            watched.fingerprint != b""
+            and (watched.capture is (now := subject.capture) or watched.capture == now)
+            and evidence.namespace_at(subject.path, watched.identity) is Namespace.SAME
+            and watched.watch.fingerprint() == watched.fingerprint
+        )
+
+    def _ztunnel_now(self) -> attestation_plan.Ztunnel:
+        if self._ztunnel.connected:
+            return attestation_plan.Ztunnel.THERE
+        arriving = bool(self._ztunnel.pids())
+        return attestation_plan.Ztunnel.ARRIVING if arriving else attestation_plan.Ztunnel.AWAY
+
+    def _obey(self, uid: str, subject: Subject, verdict: Verdict) -> None:
+        match verdict:
+            case Repair(what, reason):
+                log.warning("%s is put right: %s", uid, reason)
+                self._repairs[what.value] += 1
+                subject.judged(verdict)
+            case GiveUp(reason):
+                self._given_up += 1
+                self._lost[uid] = _Lost(0, time.monotonic() + retry_delay(0))
+                log.error("%s is not enrolled any more: %s", uid, reason)
+                subject.judged(verdict)
+            case Wait() | Fine():
+                pass
+
+    def _try_again(self, uid: str, subject: Subject) -> None:
+        now = time.monotonic()
+        lost = self._lost.setdefault(uid, _Lost(0, now))
+        if now >= lost.at:
+            lost.attempts += 1
+            lost.at = now + retry_delay(lost.attempts)
+            subject.retry()
+
+    def _watch(self, uid: str, subject: Subject) -> _Watched:
+        found = self._watched.get(uid)
+        identity = netns_identity(subject.netns)
+        if found is not None and (found.netns, found.identity) == (subject.netns, identity):
+            return found
+        past = found.past if found is not None else Past()
+        self._forget(uid)
+        watch = NetnsWatch(subject.netns, PROXY_PORTS)
+        made = _Watched(subject.netns, identity, watch, past=past)
+        self._watched[uid] = made
+        for fd in watch.event_fds():
+            self._owners[fd] = uid
+            self._epoll.register(fd, select.EPOLLIN)
+        return made
+
+    def _forget(self, uid: str) -> None:
+        watched = self._watched.pop(uid, None)
+        if watched is None:
+            return
+        for fd in watched.watch.event_fds():
+            self._owners.pop(fd, None)
+            with suppress(OSError):
+                self._epoll.unregister(fd)
+        watched.watch.close()
+
+    def _see(self, watched: _Watched, subject: Subject) -> Seen:
+        namespace = evidence.namespace_at(subject.path, watched.identity)
+        if namespace is not Namespace.SAME:
+            return Seen(namespace=namespace)
+        who, detail = self._listeners(watched)
+        return Seen(listeners=who, rules=self._see_rules(watched, subject.capture), detail=detail)
+
+    def _see_rules(self, watched: _Watched, capture: Capture) -> Rules:
+        touched = watched.watch.routing_touched()
+        generation = watched.watch.generation()
+        if generation == watched.generation and not touched and watched.capture == capture:
+            return Rules.STAND
+        watched.generation = -1
+        if not self._rules.stand(watched.netns, capture):
+            return Rules.DIFFER
+        # What changed between the question and the look is seen the next time.
+        watched.generation, watched.capture = generation, capture
+        return Rules.STAND
+
+    def _listeners(self, watched: _Watched) -> tuple[Listeners, str]:
+        found = watched.watch.listeners()
+        if len(found) == len(PROXY_PORTS) and found == watched.holders:
+            return Listeners.OURS, ""
+        known = self._sockets is not None
+        who, detail = evidence.listeners(found, PROXY_PORTS, self._ours())
+        if who is Listeners.FOREIGN and known:
+            # Opened since the last look at what we hold.
+            self._sockets = None
+            who, detail = evidence.listeners(found, PROXY_PORTS, self._ours())
+        if who is Listeners.OURS:
+            watched.holders = found
+        return who, detail
+
+    def _ours(self) -> frozenset[int]:
+        """The sockets of the node daemon; an upgraded ztunnel's may be held by us alone for a moment."""
+        if self._sockets is None:
+            self._sockets = evidence.sockets_of((*self._ztunnel.pids(), "self"))
+        return self._sockets

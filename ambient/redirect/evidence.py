@@ -1,0 +1,113 @@
+"""What stands in a pod's namespace beside what should: the plain looks behind attestation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from ambient.engine.netlink import NetlinkSocket
+from ambient.engine.netns_watch import Holders
+from ambient.redirect.attestation_plan import Listeners, Namespace
+from ambient.redirect.plan import ROUTING_RULES, ROUTING_TABLE, Capture, capture_plan
+from ambient.redirect.sockets import owner
+from ambient.wire import nft_dump, nft_encode
+from ambient.wire.netlink import NETLINK_NETFILTER
+
+# Shapes of rule sets that were read and compared once; one for each set of exclusions. Picked.
+MAX_SHAPES = 64
+
+
+def namespace_at(path: str, identity: tuple[int, int]) -> Namespace:
+    """What *path* leads to, compared with the namespace that was enrolled."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return Namespace.GONE
+    return Namespace.SAME if (found.st_dev, found.st_ino) == identity else Namespace.OTHER
+
+
+class RuleReader:
+    """Tells whether rules are what a capture asks for; remembers the bytes that were.
+
+    Decoding a dump costs milliseconds, comparing it with one that was decoded before a tenth of that.
+    """
+
+    def __init__(self) -> None:
+        self._shapes: dict[tuple[bytes, ...], Capture] = {}
+
+    def stand(self, netns: int, capture: Capture) -> bool:
+        """Whether exactly the rules of *capture* are there, and the routes that they need.
+
+        Raises:
+            OSError: the kernel cannot be asked.
+        """
+        with NetlinkSocket(netns, NETLINK_NETFILTER) as nl:
+            dumped = nl.dump(nft_encode.dump_rules(capture.table))
+        shape = tuple(map(nft_dump.shape, dumped))
+        if self._shapes.get(shape) != capture:
+            if not nft_dump.stands(capture_plan(capture), map(nft_dump.decode_rule, dumped)):
+                return False
+            if len(self._shapes) >= MAX_SHAPES:
+                self._shapes.clear()
+            self._shapes[shape] = capture
+        return routing_stands(netns)
+
+
+def routing_stands(netns: int) -> bool:
+    """Whether answers to the proxy are routed to it."""
+    with NetlinkSocket(netns) as nl:
+        for rule in ROUTING_RULES:
+            found = nl.routes(rule.family)
+            local = any(each.table == ROUTING_TABLE and each.destination == "default" for each in found)
+            if not local or rule not in nl.rules(rule.family):
+                return False
+    return True
+
+
+def routing_left_over(netns: int) -> bool:
+    """Whether any routing rule or route of a capture is there."""
+    with NetlinkSocket(netns) as nl:
+        return any(
+            rule in nl.rules(rule.family)
+            or any(each.table == ROUTING_TABLE for each in nl.routes(rule.family))
+            for rule in ROUTING_RULES
+        )
+
+
+def listeners(
+    found: Holders, ports: Iterable[int], sockets_of_ztunnel: frozenset[int]
+) -> tuple[Listeners, str]:
+    """Who listens, and in words what is wrong with that.
+
+    Args:
+        sockets_of_ztunnel: Inodes of the sockets that our processes hold.
+    """
+    missing = sorted(set(ports) - found.keys())
+    for port, (inode, _) in sorted(found.items()):
+        if inode not in sockets_of_ztunnel:
+            return Listeners.FOREIGN, f"port {port} is taken by {owner(inode) or 'another process'}"
+    if missing:
+        return Listeners.MISSING, f"nobody listens on port {missing[0]}"
+    return Listeners.OURS, ""
+
+
+def sockets_of(pids: Iterable[int | str]) -> frozenset[int]:
+    """Inodes of the sockets that processes hold; of those that we may not look at, none.
+
+    Args:
+        pids: As /proc numbers them; ``"self"`` for this one.
+    """
+    found: set[int] = set()
+    for pid in pids:
+        try:
+            names = os.listdir(f"/proc/{pid}/fd")
+        except OSError:
+            continue
+        for name in names:
+            try:
+                target = os.readlink(f"/proc/{pid}/fd/{name}")
+            except OSError:
+                continue  # Closed meanwhile.
+            if target.startswith("socket:["):
+                found.add(int(target[len("socket:[") : -1]))
+    return frozenset(found)

