@@ -89,9 +89,9 @@ class TunnelConnection:
 
     __slots__ = (
         "_control_bytes", "_dirty", "_first", "_goodbye", "_handlers", "_heard", "_late", "_limits",
-        "_on_available", "_on_closed", "_on_rejected", "_on_request", "_opening", "_ping", "_pinged", "_reactor",
-        "_streams_total", "_waiting", "channel", "closed", "frames", "local_address", "peer_address",
-        "peer_identity", "wire",
+        "_on_available", "_on_closed", "_on_rejected", "_on_request", "_opening", "_ping", "_pinged",
+        "_reactor", "_streams_total", "_waiting", "channel", "closed", "frames", "local_address",
+        "peer_address", "peer_identity", "wire",
     )  # fmt: skip
 
     def __init__(

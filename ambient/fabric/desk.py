@@ -88,8 +88,15 @@ class Desk:
         raise RpcError(TIMED_OUT, f"not ready after {timeout:g} s: {waiting or 'fewer pods than expected'}")
 
     async def restart(self, call: Call) -> dict[str, Any]:
-        """Stop the daemon or program of that ``name`` gracefully; it is started again at once."""
+        """Stop the daemon or program of that ``name`` gracefully; it is started again at once.
+
+        A ztunnel is replaced: no restart of it need cost anybody a connection.
+        """
         name = str(call.params.get("name", ""))
+        for ztunnel in self.ztunnels.values():
+            if name == ztunnel.entry.name:
+                await ztunnel.upgrade()
+                return {"name": name}
         entry = next((each for each in self.table if each.name == name and each.process is not None), None)
         if entry is None or entry.process is None or name == "control":
             raise AmbientError(f"no {name!r} that can be restarted; see: ambient status")

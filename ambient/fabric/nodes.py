@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import trio
 
 from ambient.fabric.daemons import Daemon, Keeper
+from ambient.fabric.restart_plan import NODE_RESTART
 from ambient.fabric.wiring_plan import NodePlan
 from ambient.fabric.ztunnels import ZtunnelKeeper
 from ambient.model.addressing import NETNS
@@ -76,6 +77,7 @@ def daemons(base: Mapping[str, str], run_dir: str, node: Node) -> tuple[Daemon, 
             log=f"{run_dir}/logs/{role}-{node.name}.log",
             node=node.name,
             netns=node.netns,
+            restart=NODE_RESTART,
         )
 
     return (
