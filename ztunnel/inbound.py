@@ -214,7 +214,8 @@ class InboundTunnel:
 
     def source_workload(self) -> Workload | None:
         """The workload at the peer's address, if that is who the certificate says."""
-        found = self._context.mesh.workload_by_address(self.source[0])
+        me = self._context.me
+        found = self._context.mesh.workload_by_address(self.source[0], me.node if me is not None else "")
         return found if found is not None and found.identity == self.identity else None
 
     def arrival(self, me: Workload, request: TunnelRequest) -> Arrival:

@@ -111,7 +111,7 @@ class Reactor:
     Attributes:
         read_buffer: ``READ_BYTES`` shared by all connections; what is in it lasts until the callback
             that read it returns.
-        plain_buffer: The same for what TLS decrypts.
+        plain_buffer: The same for what TLS decrypts, with room for a record that an earlier read began.
         frame_buffer: The same for what is framed in place, with room for a frame header in front;
             ``frame_payload`` is it without that room, ``frame_slots`` are its TLS records, each less the
             room for its own frame header.
@@ -133,7 +133,7 @@ class Reactor:
         self._batches = 0
         self._failures = 0
         self.read_buffer = memoryview(bytearray(READ_BYTES))
-        self.plain_buffer = memoryview(bytearray(READ_BYTES))
+        self.plain_buffer = memoryview(bytearray(READ_BYTES + 2 * SLOT_BYTES))
         self.frame_buffer = memoryview(bytearray(READ_BYTES + SLOT_HEADROOM))
         self.frame_payload = self.frame_buffer[SLOT_HEADROOM:]
         self.frame_slots = [

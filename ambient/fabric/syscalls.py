@@ -89,6 +89,11 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = 
     )
 
 
+def unmount(target: str, flags: int = 0) -> None:
+    """Unmount what is mounted on *target*."""
+    _check(_libc.umount2(os.fsencode(target), ctypes.c_int(flags)), target)
+
+
 def set_hostname(name: str) -> None:
     """Name this UTS namespace."""
     raw = name.encode()

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import logging
 import select
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -110,6 +111,8 @@ class _Watched:
     capture: Capture | None = None
     generation: int = -1
     holders: Holders = field(default_factory=dict)
+    # What it looked like when all was well; equal bytes need no second look. b"": look.
+    fingerprint: bytes = b""
     past: Past = field(default_factory=Past)
 
 
@@ -183,20 +186,31 @@ class Attestor:
     async def _every_second(self) -> None:
         while True:
             started = trio.current_time()
-            for uid in self._watched.keys() - self._subjects.keys():
-                self._forget(uid)
-            for number, uid in enumerate(tuple(self._subjects)):
-                self._look(uid)
+            for number, _ in enumerate(self._looks()):
                 if number % LOOKS_IN_A_ROW == LOOKS_IN_A_ROW - 1:
                     await trio.lowlevel.checkpoint()
-            self._sockets = None
             self.on_round()
             await trio.sleep_until(started + CHECK_SECONDS)
+
+    def look_at_all(self) -> None:
+        """One round, without rest; what ``run`` does once a second."""
+        for _ in self._looks():
+            pass
+
+    def _looks(self) -> Iterator[None]:
+        for uid in self._watched.keys() - self._subjects.keys():
+            self._forget(uid)
+        for uid in tuple(self._subjects):
+            self._look(uid)
+            yield
+        self._sockets = None
 
     async def _on_events(self) -> None:
         while True:
             await trio.lowlevel.wait_readable(self._epoll.fileno())
             for uid in {self._owners[fd] for fd, _ in self._epoll.poll(0) if fd in self._owners}:
+                if (watched := self._watched.get(uid)) is not None:
+                    watched.fingerprint = b""  # Of routing, news are all there is.
                 self._look(uid)
             self._sockets = None
             await trio.sleep(PAUSE_SECONDS)
@@ -214,20 +228,37 @@ class Attestor:
             self._try_again(uid, subject)
 
     def _attest(self, uid: str, subject: Subject) -> None:
-        now = trio.current_time()
+        now = time.monotonic()
+        self._checks += 1
         try:
             watched = self._watch(uid, subject)
+            self._count_older(watched, subject)
+            if self._is_unchanged(watched, subject):
+                return
+            before = watched.watch.fingerprint()
             seen = self._see(watched, subject)
         except OSError as exc:
             log.error("%s cannot be attested: %s", uid, exc)
             self._forget(uid)
             return
-        self._checks += 1
+        verdict, watched.past = decide(seen, watched.past, now, self._ztunnel_now())
+        # What moves while it is looked at is not what was seen.
+        watched.fingerprint = before if isinstance(verdict, Fine) else b""
+        self._obey(uid, subject, verdict)
+
+    def _count_older(self, watched: _Watched, subject: Subject) -> None:
         if subject.existing.kept:
             living = watched.watch.living(subject.existing.kept[:MAX_CONNECTIONS_ASKED])
             subject.existing = Existing(tuple(living) + subject.existing.kept[MAX_CONNECTIONS_ASKED:])
-        verdict, watched.past = decide(seen, watched.past, now, self._ztunnel_now())
-        self._obey(uid, subject, verdict)
+
+    def _is_unchanged(self, watched: _Watched, subject: Subject) -> bool:
+        """The quick look: the pod is to the byte what it was when all was well."""
+        return (
+            watched.fingerprint != b""
+            and (watched.capture is (now := subject.capture) or watched.capture == now)
+            and evidence.namespace_at(subject.path, watched.identity) is Namespace.SAME
+            and watched.watch.fingerprint() == watched.fingerprint
+        )
 
     def _ztunnel_now(self) -> attestation_plan.Ztunnel:
         if self._ztunnel.connected:
@@ -243,14 +274,14 @@ class Attestor:
                 subject.judged(verdict)
             case GiveUp(reason):
                 self._given_up += 1
-                self._lost[uid] = _Lost(0, trio.current_time() + retry_delay(0))
+                self._lost[uid] = _Lost(0, time.monotonic() + retry_delay(0))
                 log.error("%s is not enrolled any more: %s", uid, reason)
                 subject.judged(verdict)
             case Wait() | Fine():
                 pass
 
     def _try_again(self, uid: str, subject: Subject) -> None:
-        now = trio.current_time()
+        now = time.monotonic()
         lost = self._lost.setdefault(uid, _Lost(0, now))
         if now >= lost.at:
             lost.attempts += 1

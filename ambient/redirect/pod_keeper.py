@@ -94,6 +94,7 @@ class PodKeeper:
         self._gone = False
         self._asked = True
         self._busy = False
+        self._capture_of_pod = pod_capture.capture_of(pod)
         self._verdict: Repair | GiveUp | None = None
         self._repairs = 0
         self._changed = trio.Event()
@@ -103,6 +104,7 @@ class PodKeeper:
         """Control's newest word."""
         if pod != self.pod:
             self.pod = pod
+            self._capture_of_pod = pod_capture.capture_of(pod)
             self._wake()
 
     def gone(self) -> None:
@@ -147,7 +149,7 @@ class PodKeeper:
     @property
     def capture(self) -> Capture:
         """What is captured of it."""
-        return pod_capture.capture_of(self.pod)
+        return self._capture_of_pod
 
     def judged(self, verdict: Repair | GiveUp) -> None:
         """Put right what is wrong, or admit that it is lost."""
@@ -176,6 +178,9 @@ class PodKeeper:
                     self.state = State.LOST
                 case Standing.NONE:
                     self.state = State.NONE
+                    # The last agent ended between the table and its routes.
+                    if evidence.routing_left_over(self.netns):
+                        backend.remove(self.netns)
         except (OSError, AmbientError) as exc:
             log.debug("%s: %s", self.pod.uid, exc)
 
