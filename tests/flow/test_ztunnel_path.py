@@ -307,10 +307,11 @@ async def test_a_call_to_ourselves_is_refused(mesh: LoopbackMesh) -> None:
     """It would go round until the descriptors run out."""
     web = mesh.workload("web")
     await mesh.enroll(web)
-    for port in (15001, 15006):
-        await expect_reset(mesh._captured(fresh_ip(), (web.addresses[0], port), (web.addresses[0], port)))
-    records = await mesh.records(2)
-    assert [record.error for record in records] == ["attempted recursive call to ourselves"] * 2
+    targets = [(door, port) for door in (15001, 15006) for port in (15001, 15006, 15008, 15053)]
+    for door, port in targets:
+        await expect_reset(mesh._captured(fresh_ip(), (web.addresses[0], door), (web.addresses[0], port)))
+    records = await mesh.records(len(targets))
+    assert [record.error for record in records] == ["attempted recursive call to ourselves"] * len(targets)
 
 
 @in_mesh
