@@ -79,6 +79,7 @@ class Daemon:
                 cluster=settings.cluster,
                 response_baggage=settings.response_baggage,
                 names=self._names,
+                socks=settings.socks,
             )
         )
         self._own = OwnPorts({ADMIN_PORT: "127.0.0.1", METRICS_PORT: "", READY_PORT: ""})

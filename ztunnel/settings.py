@@ -32,6 +32,7 @@ class Settings:
         dns_capture: Whether pods' lookups are answered on port 15053.
         dns_upstreams: Whom to ask for names that the mesh does not know; none: this machine's resolv.conf.
         preferred_namespace: Whose services win over others' of the same name, in lookups.
+        socks: Whether pods have a SOCKS5 entry on port 15080.
         levels: What is logged, as RUST_LOG says it; scopes that are not ours are left out.
         admin_uds: A unix socket that answers like port 15000; "" for none.
         snapshot_path: Where the mesh is kept for the next process; "" for nowhere.
@@ -50,6 +51,7 @@ class Settings:
     dns_capture: bool = True
     dns_upstreams: tuple[str, ...] = ()
     preferred_namespace: str = ""
+    socks: bool = False
     levels: str = "info"
     admin_uds: str = ""
     snapshot_path: str = ""
@@ -78,6 +80,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         dns_capture=environ.get("ISTIO_META_DNS_CAPTURE", "true").lower() == "true",
         dns_upstreams=_addresses(environ, "AMBIENT_DNS_UPSTREAMS"),
         preferred_namespace=environ.get("PREFERED_SERVICE_NAMESPACE", ""),
+        socks=_choice(environ, "UNSTABLE_ENABLE_SOCKS5", {"": False, "true": True, "false": False}),
         levels=own_levels(environ.get("RUST_LOG", "")),
         admin_uds=environ.get("AMBIENT_ADMIN_UDS", ""),
         snapshot_path=environ.get("AMBIENT_MESH_SNAPSHOT", ""),
