@@ -303,6 +303,9 @@ class TlsChannel(SocketChannel):
         except ssl.SSLZeroReturnError:
             ended = True
         except ssl.SSLError as exc:
+            # OpenSSL encrypts nothing after its own alert: whoever is told of the last bytes cannot answer.
+            self._eof_wanted = True
+            self._gathered.clear()
             self._deliver(plain[:filled])
             self._broken(exc)
             return
