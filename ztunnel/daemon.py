@@ -14,7 +14,7 @@ import random
 import resource
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -25,21 +25,30 @@ from ambient.engine.nursery import plain_nursery
 from ambient.engine.reactor import Reactor
 from ambient.engine.svids import SvidCache
 from ambient.errors import Unavailable
-from ztunnel.admin import admin_routes, metrics_routes, ready_routes
+from ztunnel.admin import Inside, admin_routes, ready_routes
+from ztunnel.desk import serve_desk
 from ztunnel.dns_metrics import DnsMetrics
 from ztunnel.dns_plan import nameservers
+from ztunnel.exposition import metrics_routes
 from ztunnel.handover import Handover
 from ztunnel.http import Routes, serve
 from ztunnel.inpod import AgentFollower
 from ztunnel.journal import Journal
+from ztunnel.levels import Levels, parse_levels
+from ztunnel.mesh_file import MeshFile
 from ztunnel.metrics import TcpMetrics
 from ztunnel.name_server import Names
 from ztunnel.network import NetnsNetwork
+from ztunnel.overload import RefusalLog, watch_memory
 from ztunnel.own_ports import OwnPorts
 from ztunnel.proxies import Around, Proxies
 from ztunnel.settings import ADMIN_PORT, METRICS_PORT, READY_PORT, Settings
 
 log = logging.getLogger("ztunnel")
+
+# How long control may be silent before a new process goes by what the last one knew. It answers within
+# milliseconds; longer would be a pause for everybody who connects. Picked, not measured.
+CONTROL_SECONDS = 0.25
 
 
 class Daemon:
@@ -47,9 +56,19 @@ class Daemon:
 
     def __init__(self, reactor: Reactor, settings: Settings, control: socket.socket) -> None:
         self._settings = settings
+        self._headroom = reactor.headroom
+        self._headroom.on_refused = RefusalLog(reactor).refused
+        self._headroom.limit_by_rlimit()
         self._follow = Follow(control)
         self._svids = SvidCache(self._follow)
-        self._journal = Journal(reactor, TcpMetrics(settings.cluster), json=settings.json_log)
+        self._reactor = reactor
+        self._levels = Levels()
+        self._levels.apply(parse_levels(settings.levels))
+        self._names = names(settings)
+        self._stop = trio.Event()
+        self._journal = Journal(
+            reactor, TcpMetrics(settings.cluster), json=settings.json_log, levels=self._levels
+        )
         self._proxies = Proxies(
             Around(
                 reactor=reactor,
@@ -59,7 +78,7 @@ class Daemon:
                 chance=random.random,
                 cluster=settings.cluster,
                 response_baggage=settings.response_baggage,
-                names=names(settings),
+                names=self._names,
             )
         )
         self._own = OwnPorts({ADMIN_PORT: "127.0.0.1", METRICS_PORT: "", READY_PORT: ""})
@@ -72,23 +91,28 @@ class Daemon:
         self._agent.on_snapshot = self._say_ready
         self._agent.on_retired = self._retire
         self._svids.on_renewed = self._agent.renewed
-        self._follow.on_update = self._proxies.mesh_changed
+        self._file = MeshFile(settings.snapshot_path, self._follow.mesh)
+        self._keeping = trio.CancelScope()
+        self._follow.on_update = self._updated
         self._synchronised = False
+        self._control_gone = trio.Event()
         self._retired = trio.Event()
         self._ready_fd = settings.ready_fd
         self._serving_http = trio.CancelScope()
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT, or until nothing is left for a retired process to do."""
-        with _stop_signals() as stop:
+        with _stop_signals(self._stop):
             async with plain_nursery() as nursery:
-                nursery.start_soon(self._watch, stop, nursery.cancel_scope)
+                nursery.start_soon(self._watch, nursery.cancel_scope)
                 nursery.start_soon(self._watch_retirement, nursery.cancel_scope)
                 nursery.start_soon(self._follow_control)
                 nursery.start_soon(self._svids.run)
                 nursery.start_soon(self._serve_http)
-                await self._follow.synchronised()
+                nursery.start_soon(watch_memory, self._headroom, self._settings.memory_limit)
+                await self._learn()
                 self._synchronised = True
+                nursery.start_soon(self._keep_what_is_known)
                 nursery.start_soon(self._agent.run)
 
     def pending(self) -> list[str]:
@@ -96,8 +120,8 @@ class Daemon:
         waiting = [] if self._synchronised else ["state manager"]
         return waiting if self._agent.snapshot_received else [*waiting, "workload proxy manager"]
 
-    async def _watch(self, stop: trio.Event, scope: trio.CancelScope) -> None:
-        await stop.wait()
+    async def _watch(self, scope: trio.CancelScope) -> None:
+        await self._stop.wait()
         await self._finish()
         scope.cancel()
 
@@ -109,8 +133,35 @@ class Daemon:
         self._journal.flush()
         scope.cancel()
 
+    async def _learn(self) -> None:
+        """Return when there is a mesh to go by: control's, or if it is silent what the last process knew.
+
+        Raises:
+            Unavailable: control has gone, and there is nothing to go by.
+        """
+        with trio.move_on_after(CONTROL_SECONDS):
+            async with trio.open_nursery() as nursery:
+                for source in (self._follow.synchronised, self._control_gone.wait):
+                    nursery.start_soon(_then_cancel, source, nursery.cancel_scope)
+        known = None if self._follow.knows else self._file.load()
+        if known is not None and self._follow.assume(known):
+            count = len(known.workloads)
+            log.warning("control does not speak: going by what the last process knew, %d workloads", count)
+        if self._control_gone.is_set() and not self._follow.knows:
+            raise Unavailable("control went away before it had said anything")
+        await self._follow.synchronised()
+
+    async def _keep_what_is_known(self) -> None:
+        with self._keeping:
+            await self._file.keep()
+
+    def _updated(self) -> None:
+        self._proxies.mesh_changed()
+        self._file.changed()
+
     def _retire(self) -> None:
         """A newer process has the node's ports, too."""
+        self._keeping.cancel()
         self._serving_http.cancel()
         self._own.release()
         self._retired.set()
@@ -125,11 +176,11 @@ class Daemon:
     async def _follow_control(self) -> None:
         try:
             await self._follow.run()
-        except* Unavailable as group:  # Reading and writing may both have noticed.
-            if not self._synchronised:
-                raise Unavailable("control went away before it had said anything") from group
-            # What we know is still true enough to serve by, until the certificates end.
-            log.error("control has gone, serving on without it")
+        except* Unavailable:  # Reading and writing may both have noticed.
+            self._control_gone.set()
+            if self._synchronised:
+                # What we know is still true enough to serve by, until the certificates end.
+                log.error("control has gone, serving on without it")
 
     async def _finish(self) -> None:
         log.info("draining, at most %g s", self._settings.drain_seconds)
@@ -138,12 +189,24 @@ class Daemon:
         self._journal.flush()
 
     async def _serve_http(self) -> None:
-        admin = admin_routes(self._settings, self._follow.mesh, self._proxies, self._svids.statistics)
-        metrics = metrics_routes(self._journal.metrics, self._proxies)
+        inside = Inside(
+            self._settings,
+            self._follow.mesh,
+            self._proxies,
+            self._svids.certificates,
+            self._reactor,
+            self._levels,
+            self._stop.set,
+        )
+        admin = admin_routes(inside)
+        dns = self._names.metrics if self._names is not None else None
+        metrics = metrics_routes(self._journal.metrics, self._proxies, dns)
         ready = ready_routes(self.pending)
         with self._serving_http:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(functools.partial(self._serve_port, ADMIN_PORT, admin, local_only=True))
+                if self._settings.admin_uds:
+                    nursery.start_soon(serve_desk, self._settings.admin_uds, admin)
                 nursery.start_soon(self._serve_port, METRICS_PORT, metrics)
                 nursery.start_soon(self._serve_port, READY_PORT, ready)
 
@@ -160,11 +223,16 @@ async def run(reactor: Reactor, settings: Settings) -> None:
         ConfigError: there is none.
         Unavailable: control went away.
     """
-    for name in settings.ignored:
-        log.warning("%s is set, but this ztunnel does not honour it", name)
+    if settings.ignored:
+        log.warning("set, but without effect in this ztunnel: %s", ", ".join(settings.ignored))
     reactor.on_failure = _log_failure
     reactor.limits = settings.limits
     await Daemon(reactor, settings, control_socket()).run()
+
+
+async def _then_cancel(source: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
+    await source()
+    scope.cancel()
 
 
 def names(settings: Settings, resolv_conf: str = "/etc/resolv.conf") -> Names | None:
@@ -190,9 +258,8 @@ def _log_failure(exc: Exception) -> None:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[trio.Event]:
-    """An event that SIGTERM or SIGINT sets; the old handlers are back afterwards."""
-    stop = trio.Event()
+def _stop_signals(stop: trio.Event) -> Iterator[None]:
+    """SIGTERM or SIGINT sets *stop*; the old handlers are back afterwards."""
     token = trio.lowlevel.current_trio_token()
 
     def stopped(number: int, frame: object) -> None:
@@ -200,7 +267,7 @@ def _stop_signals() -> Iterator[trio.Event]:
 
     old = {number: signal.signal(number, stopped) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield stop
+        yield
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)

@@ -19,13 +19,14 @@ from ambient.model.policy import Connection, enforce
 from ambient.model.record import Direction, Flag
 from ambient.model.route import Admitted, Rejected, admit
 from ambient.model.workload import HBONE_PORT, Workload
-from ambient.wire.baggage import parse_forwarded
+from ambient.wire.baggage import parse_forwarded, traceparent_in
 from ztunnel.connection import Closed, ProxiedConnection
 from ztunnel.context import Context
 from ztunnel.failure import describe, status_of
 from ztunnel.flow import MAX_NAME_BYTES, Arrival, Flow, Remembered
 from ztunnel.metrics import Traffic
 from ztunnel.network import Address, Cancellable
+from ztunnel.overload import OVERLOADED
 
 # Connections of one pod that have not proven who they are (reference/threats.md 4).
 MAX_HANDSHAKES = 1024
@@ -37,6 +38,8 @@ class InboundHandshake(ProxiedConnection):
     Args:
         on_done: Called once, with the verified channel, or with None after a failure.
     """
+
+    __slots__ = ("_on_done", "_socket")
 
     direction = Direction.INBOUND
 
@@ -83,6 +86,8 @@ class InboundHandshake(ProxiedConnection):
 class InboundStream(ProxiedConnection):
     """One CONNECT."""
 
+    __slots__ = ("_dialling", "_request", "_tunnel")
+
     direction = Direction.INBOUND
 
     def __init__(self, context: Context, tunnel: InboundTunnel, request: TunnelRequest) -> None:
@@ -93,10 +98,17 @@ class InboundStream(ProxiedConnection):
 
     def begin(self) -> None:
         """Ask whether the target is ours."""
+        headroom = self.context.reactor.headroom
+        if headroom.tight:
+            headroom.refused("memory")
+            self._refuse(503, OVERLOADED, Flag.CONNECT)
+            return
         me = self.context.me
         if me is None:
             self._refuse(503, "unknown workload", Flag.CONNECT)
             return
+        if self.context.journal.json:
+            self.traceparent = traceparent_in(self._request.headers)
         self._request.on_cancelled(self._cancelled)
         arrival = self._tunnel.arrival(me, self._request)
         match arrival.admission:
@@ -129,7 +141,10 @@ class InboundStream(ProxiedConnection):
             self._refuse(status_of(result), reason, flag)
             return
         application = SocketChannel(self.context.reactor, result)
-        self.join(self._request.accept(self._response_headers()), application)
+        stream = self._request.accept(self._response_headers())
+        # What was asked is known by now, and would live as long as the connection.
+        stream.headers = self._request.headers = ()
+        self.join(stream, application)
 
     def _response_headers(self) -> Headers:
         me = self.context.me
@@ -199,7 +214,8 @@ class InboundTunnel:
 
     def source_workload(self) -> Workload | None:
         """The workload at the peer's address, if that is who the certificate says."""
-        found = self._context.mesh.workload_by_address(self.source[0])
+        me = self._context.me
+        found = self._context.mesh.workload_by_address(self.source[0], me.node if me is not None else "")
         return found if found is not None and found.identity == self.identity else None
 
     def arrival(self, me: Workload, request: TunnelRequest) -> Arrival:

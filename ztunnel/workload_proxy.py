@@ -27,7 +27,7 @@ from ambient.model.workload import HBONE_PORT
 from ztunnel.connection import DRAINED, POLICY_CHANGED
 from ztunnel.context import Context
 from ztunnel.inbound import MAX_HANDSHAKES, InboundHandshake, InboundTunnel
-from ztunnel.name_server import NAMES_PORT, NameServer
+from ztunnel.name_server import DOORS, NAMES_PORT, NameServer
 from ztunnel.outbound import OutboundConnection
 from ztunnel.passthrough import PassthroughConnection
 
@@ -58,6 +58,7 @@ class WorkloadProxy:
         self.context = context
         self.draining = False
         self.handshakes = 0
+        self._doors_open = True
         self._on_drained: Callable[[WorkloadProxy], None] | None = on_drained
         self._listeners: dict[int, Listener] = {}
         self._tunnels: set[InboundTunnel] = set()
@@ -77,6 +78,7 @@ class WorkloadProxy:
         Raises:
             OSError: one of the ports is taken, or the namespace is gone; then none is open.
         """
+        left = [given[door] for door in DOORS if door in given]
         opened: dict[int, tuple[socket.socket, Callable[[socket.socket], None]]] = {}
         try:
             for port, accepted in (
@@ -87,7 +89,10 @@ class WorkloadProxy:
                 opened[port] = (given.get(port) or self.context.network.listen(port), accepted)
             if self._names is not None:
                 port = NAMES_PORT
-                self._names.start()
+                self._names.start(left)
+            else:
+                for sock in left:
+                    sock.close()
         except OSError as exc:
             for sock in (*given.values(), *(sock for sock, _ in opened.values())):
                 sock.close()
@@ -97,8 +102,9 @@ class WorkloadProxy:
         }
 
     def listeners(self) -> list[tuple[int, int]]:
-        """(port, descriptor) of each open listener."""
-        return [(port, each.fileno()) for port, each in self._listeners.items() if each.fileno() >= 0]
+        """(port, descriptor) of each open listener; those of the name server under its ``DOORS``."""
+        found = [(port, each.fileno()) for port, each in self._listeners.items() if each.fileno() >= 0]
+        return [*found, *(self._names.doors() if self._names is not None else ())]
 
     async def drain(self) -> None:
         """Take what was already knocking, then no more; when this returns the ports are free.
@@ -114,6 +120,7 @@ class WorkloadProxy:
         for listener in self._listeners.values():
             listener.accept_pending()
             listener.close()
+        self._doors_open = False
         if self._names is not None:
             self._names.drain(self._maybe_drained)
         self.context.reactor.call_later(GOAWAY_DELAY, self._say_goodbye)
@@ -126,13 +133,15 @@ class WorkloadProxy:
         self._pool.close_where(lambda key: True)
         for listener in self._listeners.values():
             listener.close()
+        self._doors_open = False
         if self._names is not None:
-            self._names.drain(self._maybe_drained)
+            self._names.retire(self._maybe_drained)
         self.context.reactor.call_later(GOAWAY_DELAY, self._say_goodbye)
 
     def abort(self, reason: str = DRAINED) -> None:
         """End everything now; each connection gets its record."""
         self.draining = True
+        self._doors_open = False
         for listener in self._listeners.values():
             listener.close()
         if self._names is not None:
@@ -173,10 +182,20 @@ class WorkloadProxy:
 
     def dump(self) -> dict[str, object]:
         """Plain data for people."""
+        me, identity = self.context.me, self.context.identity
+        connections: dict[str, list[dict[str, str]]] = {"inbound": [], "outbound": []}
+        for each in self.context.open.all():
+            found = each.dump()
+            connections[found.pop("direction")].append(found)
         return {
-            "state": "draining" if self.draining else "up",
-            "identity": str(self.context.identity),
-            "connections": [each.dump() for each in self.context.open.all()],
+            "state": "Draining" if self.draining else "Up",
+            "connections": connections,
+            "info": {
+                "name": me.name if me is not None else "",
+                "namespace": identity.namespace,
+                "trustDomain": identity.trust_domain,
+                "serviceAccount": identity.service_account,
+            },
             "statistics": asdict(self.statistics()),
         }
 
@@ -233,8 +252,9 @@ class WorkloadProxy:
             self.context.reactor.call_soon(self._drained)
 
     def _busy(self) -> bool:
+        """Whether something is open. The doors count: the last to leave may not be the last to come."""
         names = self._names is not None and self._names.open
-        return names or bool(self._tunnels) or len(self.context.open) > 0
+        return self._doors_open or names or bool(self._tunnels) or len(self.context.open) > 0
 
     def _drained(self) -> None:
         if self._on_drained is None or self._busy():

@@ -129,6 +129,11 @@ def dial_socket(
     except OSError as exc:
         dialling._fail_soon(exc)
         return dialling
+    if sock.fileno() >= reactor.headroom.dials_below:
+        reactor.headroom.refused("descriptors")
+        sock.close()
+        dialling._fail_soon(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+        return dialling
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if source is not None:

@@ -81,6 +81,11 @@ class Follow:
             for asked in self._asked.values():
                 asked.answered.set()
 
+    @property
+    def knows(self) -> bool:
+        """Whether there is a snapshot to go by."""
+        return self._synchronised.is_set()
+
     async def synchronised(self) -> None:
         """Return when the first snapshot is applied."""
         await self._synchronised.wait()

@@ -1,12 +1,14 @@
-"""Accepting connections in the reactor, and not burning the CPU when descriptors run out.
+"""Accepting connections in the reactor, and not burning the CPU when descriptors or memory run out.
 
-Floor 2.
+Floor 2. One connection too many is reset, and the listener pauses: those behind it wait in the queue, and
+most of them are served when there is room again.
 """
 
 from __future__ import annotations
 
 import errno
 import socket
+import struct
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -24,6 +26,10 @@ _TRANSIENT = frozenset(
     (errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.EHOSTDOWN, errno.ENONET, errno.EHOSTUNREACH,
      errno.EOPNOTSUPP, errno.ENETUNREACH, errno.ENOPROTOOPT, errno.EPERM)
 )  # fmt: skip
+
+
+# struct linger: on, for no seconds (socket(7)).
+_AT_ONCE = struct.pack("ii", 1, 0)
 
 
 class Listener:
@@ -81,6 +87,10 @@ class Listener:
                 return
 
     def _accept(self) -> bool:
+        if self._reactor.headroom.full:
+            self._reactor.headroom.refused("memory")
+            self._pause()
+            return False
         try:
             # As socket.accept() does, without its detour over enumerations.
             fd, _ = self._sock._accept()  # type: ignore[attr-defined]
@@ -88,9 +98,14 @@ class Listener:
             return False
         except OSError as exc:
             if exc.errno not in _TRANSIENT:
-                self._out_of_descriptors()
+                self._reactor.headroom.refused("descriptors")
+                self._pause()
                 return False
             return True
+        if self._reactor.headroom.refuses(fd):
+            _reset(fd)
+            self._pause()
+            return False
         self._backoff = FIRST_BACKOFF
         sock = socket.socket(self._family, socket.SOCK_STREAM, 0, fileno=fd)
         try:
@@ -102,7 +117,9 @@ class Listener:
             self._reactor.record_failure(exc)
         return True
 
-    def _out_of_descriptors(self) -> None:
+    def _pause(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         self._reactor.modify(self._sock.fileno(), 0)
         self._timer = self._reactor.call_later(self._backoff, self._again, self._crashed)
         self._backoff = min(self._backoff * 2, LAST_BACKOFF)
@@ -112,3 +129,9 @@ class Listener:
 
     def _crashed(self, exc: Exception) -> None:
         """A broken listener is noticed by its owner's attestation; the loop goes on."""
+
+
+def _reset(fd: int) -> None:
+    """Close so that the peer hears of a refusal, not of an end."""
+    with socket.socket(fileno=fd) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)

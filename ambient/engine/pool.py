@@ -72,6 +72,8 @@ class TunnelPool:
         self._windows = windows
         self._tunnels: dict[int, TunnelConnection] = {}
         self._errors: dict[int, Exception] = {}
+        # One callback a connection, not one a stream: of those there are thousands.
+        self._returns: dict[int, Callable[[], None]] = {}
         self._handshakes = 0
         self._timer: Timer | None = None
         self._closed = False
@@ -122,6 +124,8 @@ class TunnelPool:
     # Obeying the plan ------------------------------------------------------------------------------
 
     def _obey(self, instructions: list[Instruction]) -> None:
+        if not instructions:
+            return
         for instruction in instructions:
             match instruction:
                 case Open(key, connection):
@@ -162,6 +166,7 @@ class TunnelPool:
             on_available=partial(self._available, connection),
             windows=self._windows,
         )
+        self._returns[connection] = partial(self._released, connection)
         self._obey(self._plan.opened(connection, self._reactor.now()))
 
     def _assign(self, request: _Request, connection: int, reused: bool) -> None:
@@ -176,7 +181,7 @@ class TunnelPool:
         self, request: _Request, connection: int, reused: bool, answer: TunnelStream | Exception
     ) -> None:
         if isinstance(answer, TunnelStream):
-            answer.on_finished = partial(self._released, connection)
+            answer.on_finished = self._returns[connection]
             request.on_opened(answer)
             return
         retry = reused and not request.retried and isinstance(answer, TunnelLost) and answer.retryable
@@ -203,6 +208,7 @@ class TunnelPool:
 
     def _gone(self, connection: int, exc: Exception | None) -> None:
         self._tunnels.pop(connection, None)
+        self._returns.pop(connection, None)
         self._obey(self._plan.gone(connection))
 
     def _later(self, request: _Request, exc: Exception) -> None:

@@ -34,6 +34,8 @@ GATHER_BYTES = 4 * 1024
 MAX_BARREN_BYTES = 4 * (RECORD_BYTES + 256)
 # What OpenSSL asks of keys and signatures, whatever its builder's default: 112 bits, no SHA-1, no RSA-1024.
 SECURITY_LEVEL = "DEFAULT@SECLEVEL=2"
+# Encrypted bytes that are sent at once and not at the end of the batch: while the cache still has them.
+SEND_BYTES = 256 * 1024
 # Encrypted bytes that wait for the socket before ``writable`` turns False.
 TLS_HIGH_BYTES = 1024 * 1024
 # A handshake's incoming bytes: the largest chain we would look at. OpenSSL's own bound is 100 KiB.
@@ -240,7 +242,7 @@ class TlsChannel(SocketChannel):
             self._encrypt(data)
         if not self._dirty:
             self._mark_dirty()
-        if self._outgoing.pending > TLS_HIGH_BYTES:
+        if self._outgoing.pending >= SEND_BYTES:
             if not self._mask & OUT:
                 self._write_out()
             self._full = self._backlog() > TLS_HIGH_BYTES
@@ -281,6 +283,8 @@ class TlsChannel(SocketChannel):
 
     def _decrypt(self) -> None:
         """Decrypt and deliver all that came, unless the receiver stops us."""
+        if self._paused or self._sock is None:
+            return
         plain = self._reactor.plain_buffer
         room = len(plain)
         read = self._read
@@ -289,7 +293,7 @@ class TlsChannel(SocketChannel):
         ended = False
         try:
             # Once nothing is pending a further read could only raise SSLWantReadError, which is dear.
-            while incoming.pending and self._sock is not None and not self._paused:
+            while incoming.pending:
                 size = read(room - filled, plain[filled:] if filled else plain)
                 if not size:
                     ended = True
@@ -298,6 +302,8 @@ class TlsChannel(SocketChannel):
                 if room - filled < RECORD_BYTES:
                     self._deliver(plain[:filled])
                     filled = 0
+                    if self._paused or self._sock is None:
+                        break
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLZeroReturnError:
@@ -309,7 +315,8 @@ class TlsChannel(SocketChannel):
             self._deliver(plain[:filled])
             self._broken(exc)
             return
-        self._deliver(plain[:filled])
+        if filled:
+            self._deliver(plain[:filled])
         if self._outgoing.pending:
             self._mark_dirty()  # OpenSSL answered something of its own, such as a KeyUpdate.
         if ended and self._sock is not None and not self._eof_in:

@@ -88,10 +88,10 @@ class TunnelConnection:
     """
 
     __slots__ = (
-        "_control_bytes", "_dirty", "_first", "_goodbye", "_handlers", "_heard", "_limits", "_on_available",
-        "_on_closed", "_on_rejected", "_on_request", "_opening", "_ping", "_pinged", "_pinged_at", "_reactor",
-        "_streams_total", "_waiting", "channel", "closed", "frames", "local_address", "peer_address",
-        "peer_identity", "wire",
+        "_control_bytes", "_dirty", "_first", "_goodbye", "_handlers", "_heard", "_late", "_limits",
+        "_on_available", "_on_closed", "_on_rejected", "_on_request", "_opening", "_ping", "_pinged",
+        "_pinged_at", "_reactor", "_streams_total", "_waiting", "channel", "closed", "frames",
+        "local_address", "peer_address", "peer_identity", "wire",
     )  # fmt: skip
 
     def __init__(
@@ -120,6 +120,8 @@ class TunnelConnection:
         self.frames = reactor.frame_buffer
         self.closed = False
         self._opening: dict[Stream, _Opening] = {}
+        # One timer for all answers that are awaited: nearly all come long before it.
+        self._late: Timer | None = None
         self._waiting: dict[TunnelStream, None] = {}
         self._dirty = False
         self._control_bytes = 0
@@ -170,8 +172,10 @@ class TunnelConnection:
         self._streams_total += 1
         if deadline is None:
             deadline = self._limits.connect_answer
-        late = self._reactor.call_later(deadline, partial(self._unanswered, stream, deadline), self.crashed)
-        self._opening[stream] = _Opening(authority, on_opened, late)
+        due = self._reactor.now() + deadline
+        self._opening[stream] = _Opening(authority, on_opened, due, deadline)
+        if self._late is None or due < self._late.when:
+            self._await_answers(due)
         self.touch()
 
     @property
@@ -250,9 +254,8 @@ class TunnelConnection:
     def stream_gone(self, stream: TunnelStream) -> None:
         """*stream* ended in both directions."""
         self._waiting.pop(stream, None)
-        if self._on_available is not None and not self.closed:
-            self._reactor.call_soon(self._on_available, self.crashed)
-        self._close_if_drained()
+        if self.wire.closing:
+            self._close_if_drained()
 
     # The channel's receiver ----------------------------------------------------------------------
 
@@ -384,13 +387,22 @@ class TunnelConnection:
             self._reactor.call_soon(self._on_available, self.crashed)
         self._close_if_drained()
 
-    def _unanswered(self, stream: Stream, deadline: float) -> None:
-        opening = self._opening.pop(stream, None)
-        if opening is not None:
-            self.wire.reset(stream, ErrorCode.CANCEL)
-            self.touch()
-            opening.answer(self, TimeoutError(f"no answer to CONNECT within {deadline:g} s"))
-            self._after_refusal()
+    def _await_answers(self, due: float) -> None:
+        if self._late is not None:
+            self._late.cancel()
+        self._late = self._reactor.call_later(due - self._reactor.now(), self._unanswered, self.crashed)
+
+    def _unanswered(self) -> None:
+        self._late = None
+        now = self._reactor.now()
+        for stream, opening in list(self._opening.items()):
+            if opening.due <= now and self._opening.pop(stream, None) is not None:
+                self.wire.reset(stream, ErrorCode.CANCEL)
+                self.touch()
+                opening.answer(self, TimeoutError(f"no answer to CONNECT within {opening.deadline:g} s"))
+                self._after_refusal()
+        if self._opening and not self.closed and self._late is None:
+            self._await_answers(min(opening.due for opening in self._opening.values()))
 
     def _stream_crashed(self, stream: TunnelStream, exc: Exception) -> None:
         self._reactor.record_failure(exc)
@@ -455,7 +467,7 @@ class TunnelConnection:
         if self.closed:
             return
         self.closed = True
-        for timer in (self._ping, self._first, self._goodbye):
+        for timer in (self._ping, self._first, self._goodbye, self._late):
             if timer is not None:
                 timer.cancel()
         lost = exc or TunnelLost("the connection was closed", retryable=True)
@@ -476,16 +488,16 @@ class TunnelConnection:
 class _Opening:
     """A CONNECT that waits for its answer."""
 
-    __slots__ = ("authority", "late", "on_opened")
+    __slots__ = ("authority", "deadline", "due", "on_opened")
 
-    def __init__(self, authority: str, on_opened: OnOpened, late: Timer) -> None:
+    def __init__(self, authority: str, on_opened: OnOpened, due: float, deadline: float) -> None:
         self.authority = authority
         self.on_opened = on_opened
-        self.late = late
+        self.due = due
+        self.deadline = deadline
 
     def answer(self, connection: TunnelConnection, answer: TunnelStream | Exception) -> None:
         """Tell whoever asked; its exception costs its stream only."""
-        self.late.cancel()
         try:
             self.on_opened(answer)
         except Exception as exc:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import trio
 
 from ambient.fabric.daemons import Daemon, Keeper
+from ambient.fabric.restart_plan import NODE_RESTART
 from ambient.fabric.wiring_plan import NodePlan
 from ambient.fabric.ztunnels import ZtunnelKeeper
 from ambient.model.addressing import NETNS
@@ -36,6 +37,11 @@ def zds_path(run_dir: str, node: str) -> str:
     return f"{run_dir}/nodes/{node}/zds.sock"
 
 
+def admin_path(run_dir: str, node: str) -> str:
+    """Where the node's ztunnel answers the command line."""
+    return f"{run_dir}/nodes/{node}/admin.sock"
+
+
 def snapshot_path(run_dir: str, node: str) -> str:
     """Where the node's ztunnel keeps what it knows of the mesh, for the next one."""
     return f"{run_dir}/nodes/{node}/mesh.snapshot"
@@ -57,7 +63,10 @@ def daemons(base: Mapping[str, str], run_dir: str, node: Node) -> tuple[Daemon, 
     os.makedirs(os.path.dirname(zds_path(run_dir, node.name)), exist_ok=True)
     environment = node_environment(base, run_dir, node.plan)
     # As in a cluster: what the mesh does not know is asked of the cluster's name server.
-    resolving = {"AMBIENT_DNS_UPSTREAMS": " ".join(NETNS.dns)}
+    ztunnels = {
+        "AMBIENT_DNS_UPSTREAMS": " ".join(NETNS.dns),
+        "AMBIENT_ADMIN_UDS": admin_path(run_dir, node.name),
+    }
 
     def daemon(role: str, module: str, environment: Mapping[str, str]) -> Daemon:
         return Daemon(
@@ -68,11 +77,12 @@ def daemons(base: Mapping[str, str], run_dir: str, node: Node) -> tuple[Daemon, 
             log=f"{run_dir}/logs/{role}-{node.name}.log",
             node=node.name,
             netns=node.netns,
+            restart=NODE_RESTART,
         )
 
     return (
         daemon("agent", "ambient.redirect", environment),
-        daemon("ztunnel", "ztunnel", environment | resolving),
+        daemon("ztunnel", "ztunnel", environment | ztunnels),
     )
 
 

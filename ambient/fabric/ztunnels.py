@@ -18,7 +18,7 @@ import trio
 from ambient.errors import AmbientError, Unavailable
 from ambient.fabric.daemons import PATIENCE_SECONDS, Daemon, Keeper, note
 from ambient.fabric.initclient import Process
-from ambient.fabric.restart_plan import Backoff
+from ambient.fabric.restart_plan import NODE_RESTART, Backoff
 from ambient.fabric.table import Entry
 from ambient.fabric.zygote import Zygote
 
@@ -26,8 +26,6 @@ from ambient.fabric.zygote import Zygote
 ATTACH_SECONDS = 0.5
 # From the birth of a ztunnel to its word that it serves; an add may wait 17 s for a certificate.
 READY_SECONDS = 30.0
-# A ztunnel that served for seconds and died is wanted back at once; one that dies while it starts is not.
-RESTART = Backoff(first=0.1, longest=5.0, healthy_after=2.0)
 
 
 @dataclass(slots=True)
@@ -44,7 +42,7 @@ class ZtunnelKeeper:
     _zygote: Zygote | None = field(init=False, default=None)
     _zygote_there: trio.Event = field(init=False, default_factory=trio.Event)
     _nursery: trio.Nursery | None = field(init=False, default=None)
-    _backoff: Backoff = field(init=False, default=RESTART)
+    _backoff: Backoff = field(init=False, default=NODE_RESTART)
     _starting: trio.Lock = field(init=False, default_factory=trio.Lock)
 
     def __post_init__(self) -> None:
@@ -98,7 +96,7 @@ class ZtunnelKeeper:
                     self._watch(process)
                 except AmbientError as exc:
                     note(f"{self.daemon.name} cannot start: {exc}")
-                    await trio.sleep(RESTART.first)
+                    await trio.sleep(NODE_RESTART.first)
 
     def _watch(self, process: Process) -> None:
         """It is the node's ztunnel from now on."""
@@ -157,7 +155,7 @@ class ZtunnelKeeper:
             note(f"{self.daemon.name} starts without control, which does not answer")
 
     async def _keep_zygote(self) -> None:
-        backoff = RESTART
+        backoff = NODE_RESTART
         entry = self.keeper.table.add(replace(self.entry, name=f"{self.daemon.name}/zygote"))
         try:
             while True:

@@ -84,8 +84,17 @@ Instruction: TypeAlias = Open | Assign | Fail | Close
 
 
 @dataclass(slots=True)
+class _Group:
+    """Connections and waiting requests of one key."""
+
+    connections: dict[int, _Connection] = field(default_factory=dict)
+    waiting: deque[Hashable] = field(default_factory=deque)
+
+
+@dataclass(slots=True)
 class _Connection:
     key: PoolKey
+    group: _Group
     connected: bool = False
     retired: bool = False  # Takes no more streams.
     streams: int = 0
@@ -93,14 +102,6 @@ class _Connection:
     limit: int = _DEFAULT.streams_per_tunnel
     idle_since: float = 0.0
     opened_at: float = 0.0
-
-
-@dataclass(slots=True)
-class _Group:
-    """Connections and waiting requests of one key."""
-
-    connections: dict[int, _Connection] = field(default_factory=dict)
-    waiting: deque[Hashable] = field(default_factory=deque)
 
 
 class PoolPlan:
@@ -138,7 +139,7 @@ class PoolPlan:
         if entry.retired:
             self._drop(connection)
             return [Close(connection), *self._serve_group(entry.key)]
-        return self._serve(entry.key, self._groups[entry.key])
+        return self._serve(entry.key, entry.group)
 
     def failed(self, connection: int) -> list[Instruction]:
         """The handshake failed; everyone who waits for the key learns of it."""
@@ -158,11 +159,13 @@ class PoolPlan:
             return []
         entry.streams -= 1
         entry.idle_since = now
+        if not entry.retired and not entry.group.waiting:
+            return []
         if entry.retired and not entry.streams:
             self._drop(connection)
             self._tidy(entry.key)
             return [Close(connection)]
-        return self._serve(entry.key, self._groups[entry.key])
+        return self._serve(entry.key, entry.group)
 
     def limited(self, connection: int, streams: int) -> list[Instruction]:
         """The peer allows *streams* at a time on *connection* (SETTINGS)."""
@@ -170,7 +173,7 @@ class PoolPlan:
         if entry is None:
             return []
         entry.limit = min(streams, self._max_streams)
-        return self._serve(entry.key, self._groups[entry.key])
+        return self._serve(entry.key, entry.group)
 
     def retire(self, connection: int) -> list[Instruction]:
         """*connection* takes no more streams (GOAWAY); those that live go on."""
@@ -249,7 +252,9 @@ class PoolPlan:
 
     def _open(self, key: PoolKey, group: _Group) -> Open:
         number, self._next = self._next, self._next + 1
-        self._connections[number] = group.connections[number] = _Connection(key, limit=self._max_streams)
+        self._connections[number] = group.connections[number] = _Connection(
+            key, group, limit=self._max_streams
+        )
         return Open(key, number)
 
     @staticmethod
@@ -259,7 +264,7 @@ class PoolPlan:
     def _drop(self, connection: int) -> _Connection | None:
         entry = self._connections.pop(connection, None)
         if entry is not None:
-            del self._groups[entry.key].connections[connection]
+            del entry.group.connections[connection]
         return entry
 
     def _tidy(self, key: PoolKey) -> None:

@@ -118,7 +118,7 @@ def route(mesh: Mesh, source: Workload, ip: str, port: int, chance: float) -> Ro
         if service.waypoint and service.waypoint != source.waypoint_for:
             return _to_waypoint(mesh, service.waypoint, service.key, ip, port, chance)
         return _to_endpoint(mesh, service, ip, port, chance)
-    workload = mesh.workload_by_address(ip)
+    workload = mesh.workload_by_address(ip, source.node)
     if workload is None:
         return Pass(ip, port)
     if workload.waypoint and workload.waypoint != source.waypoint_for:
@@ -145,7 +145,7 @@ def route_request(
     )
     if service is not None and me.waypoint_for in ("", service.waypoint):
         return _to_endpoint(mesh, service, authority_ip, port, chance)
-    workload = mesh.workload_by_address(authority_ip)
+    workload = mesh.workload_by_address(authority_ip, me.node)
     if service is None and workload is not None and me.waypoint_for in ("", workload.waypoint):
         return _direct(workload, authority_ip, port, "")
     if me.waypoint_for:
@@ -186,7 +186,7 @@ def _admit_as_waypoint(mesh: Mesh, me: Workload, connection_ip: str, ip: str, po
     service = mesh.service_by_address(ip, me.namespace)
     if me.waypoint_for and service is not None and service.waypoint == me.waypoint_for:
         return Admitted(ip, port, service.key)
-    workload = mesh.workload_by_address(ip)
+    workload = mesh.workload_by_address(ip, me.node)
     if me.waypoint_for and workload is not None and workload.waypoint == me.waypoint_for:
         return Admitted(ip, port)
     return Rejected(400, f"ip mismatch: {connection_ip} != {ip}")

@@ -64,6 +64,16 @@ def routing_stands(netns: int) -> bool:
     return True
 
 
+def routing_left_over(netns: int) -> bool:
+    """Whether any routing rule or route of a capture is there."""
+    with NetlinkSocket(netns) as nl:
+        return any(
+            rule in nl.rules(rule.family)
+            or any(each.table == ROUTING_TABLE for each in nl.routes(rule.family))
+            for rule in ROUTING_RULES
+        )
+
+
 def listeners(
     found: Holders, ports: Iterable[int], sockets_of_ztunnel: frozenset[int]
 ) -> tuple[Listeners, str]:
@@ -81,8 +91,12 @@ def listeners(
     return Listeners.OURS, ""
 
 
-def sockets_of(pids: Iterable[int]) -> frozenset[int]:
-    """Inodes of the sockets that processes hold; of those that we may not look at, none."""
+def sockets_of(pids: Iterable[int | str]) -> frozenset[int]:
+    """Inodes of the sockets that processes hold; of those that we may not look at, none.
+
+    Args:
+        pids: As /proc numbers them; ``"self"`` for this one.
+    """
     found: set[int] = set()
     for pid in pids:
         try:

@@ -84,8 +84,14 @@ class Ztunnel:
 
 
 @asynccontextmanager
-async def ztunnel(path: Path, node: Host, mesh: Mesh, authority: Authority) -> AsyncIterator[Ztunnel]:
-    """One, running; killed at the end if it still does."""
+async def ztunnel(
+    path: Path, node: Host, mesh: Mesh, authority: Authority, *, descriptors: int = 0, **environment: str
+) -> AsyncIterator[Ztunnel]:
+    """One, running; killed at the end if it still does.
+
+    Args:
+        descriptors: ``ulimit -n``, 0 for the machine's.
+    """
     ours, theirs = socket.socketpair()
     agent = Agent(path / f"{node.name}.zds")
     await agent.listen()
@@ -96,10 +102,12 @@ async def ztunnel(path: Path, node: Host, mesh: Mesh, authority: Authority) -> A
         "INPOD_UDS": str(path / f"{node.name}.zds"),
         "CONNECTION_TERMINATION_DEADLINE": "1s",
         "SSLKEYLOGFILE": str(path / "secrets"),
+        **environment,
     }
+    limit = ["sh", "-c", f'ulimit -n {descriptors}; exec "$0" "$@"'] if descriptors else []
     with in_netns(node.netns), theirs, log.open("wb") as output:
         process = subprocess.Popen(  # noqa: ASYNC220 - it must start in this thread's namespace.
-            [sys.executable, "-m", "ztunnel"],
+            [*limit, sys.executable, "-m", "ztunnel"],
             env=environ,
             pass_fds=[theirs.fileno()],
             stderr=output,
@@ -117,6 +125,7 @@ async def ztunnel(path: Path, node: Host, mesh: Mesh, authority: Authority) -> A
         process.kill()
         process.wait()
         agent.close()
+        agent.let_go()
         await made.control.stream.aclose()
         print(log.read_text())
 
