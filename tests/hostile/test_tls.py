@@ -319,7 +319,7 @@ CASES = [
     Case("T22", "ten", shows(long_chain), f"{BAD}: "),
     Case("T22", "a-megabyte", shows(huge_chain), "tls failure: protocol: (handshake over|excessive)"),
     Case("T22", "cyclic", shows(cyclic), f"{BAD}: "),
-    Case("T23", "rsa-1024", leaf(key=rsa.generate_private_key(65537, 1024)), f"{BAD}: ee certificate key too weak"),
+    Case("T23", "rsa-1024", leaf(key=rsa.generate_private_key(65537, 1024)), f"{BAD}: ee .*key too"),
     Case("T23", "p-192", leaf(key=ec.generate_private_key(ec.SECP192R1())), "tls failure: "),
     Case("T23", "dsa", leaf(key=dsa.generate_private_key(2048)), "tls failure: "),
     Case("T25", "unknown-critical", shows(twice), f"{BAD}: unhandled critical extension"),
