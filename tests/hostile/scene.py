@@ -206,8 +206,8 @@ def play(case: Case) -> None:
 
     async def body(mesh: LoopbackMesh) -> None:
         async with scene_of(mesh, case.limits) as scene:
-            case.prepare(scene)
             door = await scene.door()
+            case.prepare(scene)
             # A thread of trio's costs descriptors of its own once: not the attack's.
             await trio.to_thread.run_sync(lambda: None)
             before = scene.held()

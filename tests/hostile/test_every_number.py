@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tests.hostile import test_crl, test_http2, test_tls, test_zds
+import importlib
+
 from tests.hostile.scene import COVERED
 
 # reference/threats.md, section 5: T, H and Z.
@@ -15,6 +16,7 @@ ROWS = (
 
 def test_no_row_is_missing() -> None:
     """The figures in the tests' names are the rows' numbers."""
-    assert test_tls and test_http2 and test_zds and test_crl
-    assert ROWS - COVERED == set()
-    assert COVERED - ROWS == set()
+    for name in ("test_tls", "test_crl", "test_http2", "test_zds"):
+        importlib.import_module(f"tests.hostile.{name}")
+    assert sorted(ROWS - COVERED) == []
+    assert sorted(COVERED - ROWS) == []
