@@ -48,22 +48,29 @@ class Network(Protocol):
 
 
 class PodNetwork:
-    """The network namespace in which we run: the pod's."""
+    """The network namespace in which we run: the pod's.
 
-    def __init__(self, reactor: Reactor) -> None:
+    Args:
+        captured: Whether the pod's rules redirect to us: a sidecar's do. Only then our sockets are marked and
+            transparent, which takes CAP_NET_ADMIN.
+    """
+
+    def __init__(self, reactor: Reactor, *, captured: bool) -> None:
         self._reactor = reactor
+        self._captured = captured
+        self._mark = PROXY_MARK if captured else None
 
     def listen(self, port: int) -> socket.socket:
-        """Dual-stack and transparent, so that TPROXY may give it foreign addresses."""
-        return listen_in(None, port, transparent=True, mark=PROXY_MARK)
+        """Dual-stack; transparent where TPROXY gives it foreign addresses."""
+        return listen_in(None, port, transparent=self._captured, mark=self._mark)
 
     def original_destination(self, sock: socket.socket) -> Address:
         """By conntrack after REDIRECT, by the local address after TPROXY."""
         return original_destination(sock)
 
     def dial(self, address: Address, on_done: OnDialled) -> Dialling:
-        """With the mark that the pod's rules let pass."""
-        return dial_socket(self._reactor, address, on_done, mark=PROXY_MARK)
+        """With the mark that the pod's rules let pass, where there are any."""
+        return dial_socket(self._reactor, address, on_done, mark=self._mark)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

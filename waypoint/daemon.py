@@ -50,7 +50,7 @@ class Daemon:
             reactor=reactor,
             mesh=self._follow.mesh,
             svids=self._svids,
-            network=PodNetwork(reactor),
+            network=PodNetwork(reactor, captured=role == "sidecar"),
             journal=self._journal,
             uid=settings.pod_uid,
             own=None if role == "waypoint" else own_workload(settings),

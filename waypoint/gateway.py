@@ -11,13 +11,14 @@ from functools import partial
 
 from ambient.engine.http_forward import Answer
 from ambient.engine.listener import Listener
-from ambient.engine.tls import TlsChannel, accept_tls
+from ambient.engine.tls import TlsChannel, accept_tls, prepare_hbone
 from ambient.engine.tunnel import TunnelConnection, TunnelRequest
 from ambient.errors import ConfigError, Unavailable
 from ambient.model.address import parse_hostport
 from ambient.model.identity import SpiffeId
 from ambient.model.route import Admission, Admitted, Refuse, Rejected, Route, admit, route_request
 from ambient.model.workload import HBONE_PORT, Workload
+from ambient.wire.baggage import traceparent_in
 from ambient.wire.http1_heads import RequestHead
 from waypoint.carried import Carried, OpenConnections
 from waypoint.client import Client, speaks_http
@@ -97,6 +98,7 @@ class Gateway:
             sock.close()
             return
         self.handshakes += 1
+        prepare_hbone(self._context.reactor, sock)
         accept_tls(self._context.reactor, sock, tls, self._shaken)
 
     def _shaken(self, channel: TlsChannel | Exception) -> None:
@@ -122,7 +124,15 @@ class Gateway:
             request.refuse(admission.status, admission.reason + "\n")
             return
         source = context.mesh.workload_by_address(peer[0])
-        client = Client("waypoint", admission.ip, admission.port, peer, source, identity)
+        client = Client(
+            "waypoint",
+            admission.ip,
+            admission.port,
+            peer,
+            source,
+            identity,
+            traceparent=traceparent_in(request.headers),
+        )
         if speaks_http(context.mesh, me.namespace, admission.ip, admission.port):
             self.http.server.serve(request.accept(), client)
         else:

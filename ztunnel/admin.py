@@ -1,104 +1,191 @@
-"""What ztunnel shows of itself: ``/config_dump``, ``/metrics``, ``/healthz/ready``.
+"""What ztunnel shows of itself and may be told: ports 15000 and 15021.
 
-No key, token or environment is ever in a dump: it is built from public values only.
+No key, token or environment is ever in an answer: each is built from public values, field by field.
+Large answers are made in steps, because the thread that makes them moves everybody's bytes.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
+import trio
+
+from ambient.engine.reactor import Reactor
+from ambient.errors import ConfigError
 from ambient.model.mesh import Mesh
-from ambient.wire.values import to_wire
-from ztunnel.http import Answer, Routes
-from ztunnel.metrics import TcpMetrics
+from ztunnel import dump, profiling
+from ztunnel.http import JSON, Answer, Query, Routes
+from ztunnel.levels import Levels, parse_levels
 from ztunnel.proxies import Proxies
 from ztunnel.settings import Settings
 
-METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+# Objects between two looks at what else is to be done: about a millisecond. Picked, not measured.
+STEP = 50
+
+Certificates = Callable[[], Mapping[str, tuple[tuple[bytes, ...], tuple[bytes, ...], str]]]
 
 
-def admin_routes(
-    settings: Settings, mesh: Mesh, proxies: Proxies, certificates: Callable[[], object]
-) -> Routes:
+@dataclass(slots=True)
+class Inside:
+    """What the admin port looks at.
+
+    Attributes:
+        stop: Begins the drain, as SIGTERM does.
+    """
+
+    settings: Settings
+    mesh: Mesh
+    proxies: Proxies
+    certificates: Certificates
+    reactor: Reactor
+    levels: Levels
+    stop: Callable[[], None]
+
+
+def admin_routes(inside: Inside) -> Routes:
     """Port 15000, for people on the node."""
+    profiler = Profiler()
+    dumping = trio.Lock()
 
-    def dump() -> Answer:
-        document = config_dump(settings, mesh, proxies, certificates())
-        return Answer(200, json.dumps(document, indent=1) + "\n", "application/json")
+    async def config_dump(query: Query) -> Answer:
+        async with dumping:  # One at a time: a dump is megabytes.
+            return Answer(200, await write_dump(inside), JSON)
 
-    def index() -> Answer:
-        return Answer(200, "ztunnel\n/config_dump\n")
+    def logging(query: Query) -> Answer:
+        return Answer(200, f"current log level is {inside.levels}\n")
 
-    return {"/": index, "/config_dump": dump}
+    def set_logging(query: Query) -> Answer:
+        return change_levels(inside.levels, query)
+
+    def quit_(query: Query) -> Answer:
+        inside.stop()
+        return Answer(200, "shutdown now\n")
+
+    routes: dict[str, Any] = {
+        "/config_dump": {"GET": config_dump},
+        "/logging": {"GET": logging, "POST": set_logging},
+        "/quitquitquit": {"POST": quit_},
+        "/debug/connections": {"GET": lambda query: _json(connections(inside.proxies))},
+        "/debug/reactor": {"GET": lambda query: _json(reactor_state(inside.reactor))},
+        "/debug/pprof/profile": {"GET": profiler.answer},
+    }
+    index = "ztunnel\n" + "".join(f"{' '.join(methods)} {path}\n" for path, methods in routes.items())
+    return {"/": {"GET": lambda query: Answer(200, index)}, **routes}
 
 
-def config_dump(settings: Settings, mesh: Mesh, proxies: Proxies, certificates: object) -> dict[str, object]:
+def change_levels(levels: Levels, query: Query) -> Answer:
+    """``level=``: what is to be logged from now on; ``reset=true``: what was at the start."""
+    match dict(query):
+        case {"level": text, **rest} if not rest:
+            try:
+                levels.apply(parse_levels(text))
+            except ConfigError as exc:
+                return Answer(400, f"{exc}\n")
+        case {"reset": "true", **rest} if not rest:
+            levels.reset()
+        case nothing if not nothing:
+            pass  # ztunnel answers it like a GET.
+        case _:
+            return Answer(400, "level=SCOPE:LEVEL,LEVEL or reset=true is understood here\n")
+    return Answer(200, f"current log level is {levels}\n")
+
+
+def _json(value: object) -> Answer:
+    return Answer(200, json.dumps(value, indent=1) + "\n", JSON)
+
+
+async def write_dump(inside: Inside) -> bytes:
     """Everything that decides what this process does, under ztunnel's names."""
     # Only who asks for a dump pays for this import: 1 MB, with all of email.
     from importlib.metadata import version
 
-    return {
-        "workloads": [to_wire(workload) for workload in mesh.workloads()],
-        "services": [to_wire(service) for service in mesh.services()],
-        "policies": [to_wire(policy) for policy in mesh.policies()],
+    settings = inside.settings
+    parts = [b"{"]
+    for name, steps in dump.sections(inside.mesh).items():
+        parts.append(b'\n"%s": [' % name.encode())
+        parts += await _items(steps)
+        parts.append(b"],")
+    certificates = [dump.certificate_dump(name, *each) for name, each in inside.certificates().items()]
+    rest = {
         "certificates": certificates,
-        "workloadState": proxies.dump(),
+        "workloadState": inside.proxies.dump(),
         "config": {
             "node": settings.node,
             "clusterId": settings.cluster,
             "inpodUds": settings.inpod_uds,
             "drainSeconds": settings.drain_seconds,
+            "dnsCapture": settings.dns_capture,
         },
         "version": version("ambient-mesh"),
     }
+    parts.append(json.dumps(rest, indent=1).removeprefix("{").encode() + b"\n")
+    return b"".join(parts)
 
 
-def metrics_routes(metrics: TcpMetrics, proxies: Proxies) -> Routes:
-    """Port 15020, for Prometheus."""
-
-    def exposition() -> Answer:
-        for proxy in proxies.all():
-            proxy.count()
-        return Answer(200, metrics.exposition() + own_metrics(proxies), METRICS_TYPE)
-
-    return {"/metrics": exposition, "/stats/prometheus": exposition}
+async def _items(steps: Iterator[Callable[[], object]]) -> list[bytes]:
+    parts: list[bytes] = []
+    for number, step in enumerate(steps):
+        parts.append((b",\n" if number else b"\n") + json.dumps(step()).encode())
+        if number % STEP == STEP - 1:
+            await trio.lowlevel.checkpoint()
+    return parts
 
 
-def own_metrics(proxies: Proxies) -> str:
-    """What Istio has no stable name for."""
-    now = [proxy.statistics() for proxy in proxies.all()]
-    connections = sum(each.connections for each in now)
-    tunnels = sum(each.inbound_tunnels for each in now), sum(each.outbound_tunnels for each in now)
-    lines = (
-        *_gauge("ambient_proxies", "Workloads served, draining ones included", len(now)),
-        *_gauge("ambient_connections_open", "Proxied connections without a record yet", connections),
-        *_by_role("ambient_tunnels_open", "gauge", "HBONE connections", tunnels),
-        *_by_role("ambient_handshakes_total", "counter", "TLS handshakes", proxies.handshakes()),
-    )
-    return "".join(f"{line}\n" for line in lines)
+def connections(proxies: Proxies) -> dict[str, object]:
+    """Every proxied connection that is open, by workload."""
+    return {proxy.context.uid: [each.dump() for each in proxy.context.open.all()] for proxy in proxies.all()}
 
 
-def _gauge(name: str, text: str, value: int) -> Iterable[str]:
-    yield f"# HELP {name} {text}"
-    yield f"# TYPE {name} gauge"
-    yield f"{name} {value}"
+def reactor_state(reactor: Reactor) -> dict[str, object]:
+    """The loop's counts, and of its latest failures what kind they were: their texts may hold a peer's."""
+    return {
+        **asdict(reactor.statistics()),
+        "recent_failures": [type(exc).__name__ for exc in reactor.failures],
+    }
 
 
-def _by_role(name: str, kind: str, text: str, values: tuple[int, int]) -> Iterable[str]:
-    yield f"# HELP {name} {text}"
-    yield f"# TYPE {name} {kind}"
-    for role, value in zip(("server", "client"), values, strict=True):
-        yield f'{name}{{role="{role}"}} {value}'
+class Profiler:
+    """One profile at a time; the loop goes on meanwhile."""
+
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
+        self._busy = False
+
+    async def answer(self, query: Query) -> Answer:
+        """``seconds=N``: what the loop did in that time."""
+        text = query.get("seconds", str(profiling.DEFAULT_SECONDS))
+        bounds = f"seconds is a whole number from {profiling.MIN_SECONDS} to {profiling.MAX_SECONDS}\n"
+        if set(query) - {"seconds"} or not (text.isascii() and text.isdecimal() and len(text) < 6):
+            return Answer(400, bounds)
+        if not profiling.MIN_SECONDS <= int(text) <= profiling.MAX_SECONDS:
+            return Answer(400, bounds)
+        if self._busy:
+            return Answer(409, "a profile is being taken\n")
+        self._busy = True
+        stop = threading.Event()
+        try:
+            return Answer(
+                200,
+                await trio.to_thread.run_sync(
+                    profiling.profile, self._thread, int(text), stop, abandon_on_cancel=True
+                ),
+            )
+        finally:
+            stop.set()
+            self._busy = False
 
 
 def ready_routes(pending: Callable[[], list[str]]) -> Routes:
     """Port 15021, for probes."""
 
-    def ready() -> Answer:
+    def ready(query: Query) -> Answer:
         waiting = pending()
         if waiting:
             return Answer(500, f"not ready, pending: {', '.join(waiting)}\n")
         return Answer(200, "ready\n")
 
-    return {"/healthz/ready": ready}
+    return {"/healthz/ready": {"GET": ready}}

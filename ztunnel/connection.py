@@ -8,7 +8,7 @@ from ambient.model.address import format_hostport
 from ambient.model.identity import SpiffeId
 from ambient.model.policy import Connection
 from ambient.model.record import AccessRecord, Direction, Flag, Peer
-from ambient.model.workload import Workload
+from ambient.model.workload import HBONE_PORT, Workload
 from ztunnel.context import Context
 from ztunnel.failure import describe, is_ordinary_end
 from ztunnel.flow import Flow
@@ -32,13 +32,20 @@ class ProxiedConnection:
 
     Attributes:
         facts: What policy decided about, for inbound connections.
+        traceparent: Of the CONNECT that carries it, if records tell of traces.
     """
+
+    __slots__ = (
+        "_counted", "_destination", "_finished", "_flow", "_relay", "_series", "_source", "_started",
+        "context", "facts", "traceparent",
+    )  # fmt: skip
 
     direction: Direction
 
     def __init__(self, context: Context, source: Address, destination: Address) -> None:
         self.context = context
         self.facts: Connection | None = None
+        self.traceparent = ""
         self._source = source
         self._destination = destination
         self._started = context.reactor.now()
@@ -106,6 +113,10 @@ class ProxiedConnection:
         self._finished = True
         if self._series is not None:
             self._add(self._series, requested, responded)
+        if error and self._relay is None:
+            self.context.journal.failed(
+                self.direction.reporter, self._flow.traffic if self._flow else None, flag
+            )
         self.context.journal.ended(self._record(error, flag, requested, responded), self._series)
         self.context.open.discard(self)
 
@@ -137,13 +148,16 @@ class ProxiedConnection:
         return self._finished
 
     def dump(self) -> dict[str, str]:
-        """Plain data for people."""
+        """Plain data for people, under ztunnel's names."""
         flow = self._flow
+        actual = flow.address if flow else self._destination
+        inner = flow.hbone_address if flow else ""
         return {
             "direction": self.direction.value,
-            "source": format_hostport(*self._source),
-            "destination": (flow.hbone_address if flow else "")
-            or format_hostport(*(flow.address if flow else self._destination)),
+            "protocol": "HBONE" if inner or actual[1] == HBONE_PORT else "TCP",
+            "src": format_hostport(*self._source),
+            "originalDst": inner or format_hostport(*actual),
+            "actualDst": format_hostport(*actual),
         }
 
     def _relayed(self, counts: RelayCounts) -> None:
@@ -183,6 +197,7 @@ class ProxiedConnection:
             error=error,
             flag=flag,
             early=flow is None,
+            trace=self.traceparent[3:35],
         )
 
     def _peer(

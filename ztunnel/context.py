@@ -10,6 +10,7 @@ from ambient.engine.reactor import Reactor
 from ambient.engine.tls import TlsContext
 from ambient.model.identity import SpiffeId
 from ambient.model.mesh import Mesh
+from ambient.model.route import Route
 from ambient.model.workload import Workload
 from ambient.wire.baggage import baggage_of, format_baggage
 from ztunnel.flow import Flow, Remembered
@@ -74,6 +75,7 @@ class Context:
         chance: A number in [0, 1), for whatever is left to chance.
         cluster: The cluster's name, in records and baggage.
         names: What the name server of port 15053 needs; None for no name server.
+        routes: Outbound, by address and port, where they are not left to chance.
         flows: Outbound, by destination workload, address, authority and service.
     """
 
@@ -89,10 +91,12 @@ class Context:
     cluster: str = "Kubernetes"
     response_baggage: bool = True
     names: Names | None = None
+    routes: Remembered[Address, Route] = field(init=False)
     flows: Remembered[tuple[str, str, str, str], Flow] = field(init=False)
     _baggage: tuple[Workload, str] | None = None
 
     def __post_init__(self) -> None:
+        self.routes = Remembered(self.mesh)
         self.flows = Remembered(self.mesh)
 
     def baggage(self, me: Workload) -> str:

@@ -25,13 +25,16 @@ from ambient.engine.nursery import plain_nursery
 from ambient.engine.reactor import Reactor
 from ambient.engine.svids import SvidCache
 from ambient.errors import Unavailable
-from ztunnel.admin import admin_routes, metrics_routes, ready_routes
+from ztunnel.admin import Inside, admin_routes, ready_routes
+from ztunnel.desk import serve_desk
 from ztunnel.dns_metrics import DnsMetrics
 from ztunnel.dns_plan import nameservers
+from ztunnel.exposition import metrics_routes
 from ztunnel.handover import Handover
 from ztunnel.http import Routes, serve
 from ztunnel.inpod import AgentFollower
 from ztunnel.journal import Journal
+from ztunnel.levels import Levels, parse_levels
 from ztunnel.mesh_file import MeshFile
 from ztunnel.metrics import TcpMetrics
 from ztunnel.name_server import Names
@@ -58,7 +61,14 @@ class Daemon:
         self._headroom.limit_by_rlimit()
         self._follow = Follow(control)
         self._svids = SvidCache(self._follow)
-        self._journal = Journal(reactor, TcpMetrics(settings.cluster), json=settings.json_log)
+        self._reactor = reactor
+        self._levels = Levels()
+        self._levels.apply(parse_levels(settings.levels))
+        self._names = names(settings)
+        self._stop = trio.Event()
+        self._journal = Journal(
+            reactor, TcpMetrics(settings.cluster), json=settings.json_log, levels=self._levels
+        )
         self._proxies = Proxies(
             Around(
                 reactor=reactor,
@@ -68,7 +78,7 @@ class Daemon:
                 chance=random.random,
                 cluster=settings.cluster,
                 response_baggage=settings.response_baggage,
-                names=names(settings),
+                names=self._names,
             )
         )
         self._own = OwnPorts({ADMIN_PORT: "127.0.0.1", METRICS_PORT: "", READY_PORT: ""})
@@ -92,9 +102,9 @@ class Daemon:
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT, or until nothing is left for a retired process to do."""
-        with _stop_signals() as stop:
+        with _stop_signals(self._stop):
             async with plain_nursery() as nursery:
-                nursery.start_soon(self._watch, stop, nursery.cancel_scope)
+                nursery.start_soon(self._watch, nursery.cancel_scope)
                 nursery.start_soon(self._watch_retirement, nursery.cancel_scope)
                 nursery.start_soon(self._follow_control)
                 nursery.start_soon(self._svids.run)
@@ -110,8 +120,8 @@ class Daemon:
         waiting = [] if self._synchronised else ["state manager"]
         return waiting if self._agent.snapshot_received else [*waiting, "workload proxy manager"]
 
-    async def _watch(self, stop: trio.Event, scope: trio.CancelScope) -> None:
-        await stop.wait()
+    async def _watch(self, scope: trio.CancelScope) -> None:
+        await self._stop.wait()
         await self._finish()
         scope.cancel()
 
@@ -179,12 +189,24 @@ class Daemon:
         self._journal.flush()
 
     async def _serve_http(self) -> None:
-        admin = admin_routes(self._settings, self._follow.mesh, self._proxies, self._svids.statistics)
-        metrics = metrics_routes(self._journal.metrics, self._proxies)
+        inside = Inside(
+            self._settings,
+            self._follow.mesh,
+            self._proxies,
+            self._svids.certificates,
+            self._reactor,
+            self._levels,
+            self._stop.set,
+        )
+        admin = admin_routes(inside)
+        dns = self._names.metrics if self._names is not None else None
+        metrics = metrics_routes(self._journal.metrics, self._proxies, dns)
         ready = ready_routes(self.pending)
         with self._serving_http:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(functools.partial(self._serve_port, ADMIN_PORT, admin, local_only=True))
+                if self._settings.admin_uds:
+                    nursery.start_soon(serve_desk, self._settings.admin_uds, admin)
                 nursery.start_soon(self._serve_port, METRICS_PORT, metrics)
                 nursery.start_soon(self._serve_port, READY_PORT, ready)
 
@@ -201,9 +223,10 @@ async def run(reactor: Reactor, settings: Settings) -> None:
         ConfigError: there is none.
         Unavailable: control went away.
     """
-    for name in settings.ignored:
-        log.warning("%s is set, but this ztunnel does not honour it", name)
+    if settings.ignored:
+        log.warning("set, but without effect in this ztunnel: %s", ", ".join(settings.ignored))
     reactor.on_failure = _log_failure
+    reactor.limits = settings.limits
     await Daemon(reactor, settings, control_socket()).run()
 
 
@@ -235,9 +258,8 @@ def _log_failure(exc: Exception) -> None:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[trio.Event]:
-    """An event that SIGTERM or SIGINT sets; the old handlers are back afterwards."""
-    stop = trio.Event()
+def _stop_signals(stop: trio.Event) -> Iterator[None]:
+    """SIGTERM or SIGINT sets *stop*; the old handlers are back afterwards."""
     token = trio.lowlevel.current_trio_token()
 
     def stopped(number: int, frame: object) -> None:
@@ -245,7 +267,7 @@ def _stop_signals() -> Iterator[trio.Event]:
 
     old = {number: signal.signal(number, stopped) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield stop
+        yield
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)

@@ -58,13 +58,18 @@ class DnsMetrics:
 
     def exposition(self) -> str:
         """All series as Prometheus text."""
-        return "".join(f"{line}\n" for line in self._lines())
+        return "".join(self.lines())
+
+    def lines(self) -> Iterator[str]:
+        """The same line by line."""
+        return (f"{line}\n" for line in self._lines())
 
     def _labels(self, key: tuple[str, str, str], source: Workload | None) -> str:
         head = {"request_query_type": key[1], "request_protocol": key[2]}
         return format_labels(head | side_labels("source", source, self._cluster))
 
     def _lines(self) -> Iterator[str]:
+        series = tuple(self._series.values())
         for name, help_text, attribute in (
             ("istio_dns_requests_total", "Total number of DNS requests (unstable)", "requests"),
             (
@@ -79,11 +84,11 @@ class DnsMetrics:
             ),
         ):
             yield from (f"# HELP {name} {help_text}", f"# TYPE {name} counter")
-            for each in self._series.values():
+            for each in series:
                 yield f"{name}{{{each.labels}}} {getattr(each, attribute)}"
         name = "istio_dns_upstream_request_duration_seconds"
         yield from (f"# HELP {name} Time until upstream answered (unstable)", f"# TYPE {name} histogram")
-        for each in self._series.values():
+        for each in series:
             yield from _histogram(name, each)
 
 

@@ -11,15 +11,15 @@ from collections.abc import Callable
 
 from ambient.engine.channel import SocketChannel
 from ambient.engine.netns import plain_address
-from ambient.engine.tls import TlsChannel, accept_tls
+from ambient.engine.tls import TlsChannel, TlsError, accept_tls, prepare_hbone
 from ambient.engine.tunnel import Headers, TunnelConnection, TunnelRequest
-from ambient.errors import Denied, Unavailable
+from ambient.errors import Denied, RemoteProtocolError, Unavailable
 from ambient.model.identity import SpiffeId
 from ambient.model.policy import Connection, enforce
 from ambient.model.record import Direction, Flag
 from ambient.model.route import Admitted, Rejected, admit
 from ambient.model.workload import HBONE_PORT, Workload
-from ambient.wire.baggage import parse_forwarded
+from ambient.wire.baggage import parse_forwarded, traceparent_in
 from ztunnel.connection import Closed, ProxiedConnection
 from ztunnel.context import Context
 from ztunnel.failure import describe, status_of
@@ -38,6 +38,8 @@ class InboundHandshake(ProxiedConnection):
     Args:
         on_done: Called once, with the verified channel, or with None after a failure.
     """
+
+    __slots__ = ("_on_done", "_socket")
 
     direction = Direction.INBOUND
 
@@ -59,7 +61,13 @@ class InboundHandshake(ProxiedConnection):
             self._socket.close()
             self._done(exc)
             return
+        prepare_hbone(self.context.reactor, self._socket)
         accept_tls(self.context.reactor, self._socket, tls, self._done)
+
+    def refuse(self, reason: str) -> None:
+        """Close it unheard."""
+        self._socket.close()
+        self.finish(reason, Flag.CONNECT)
 
     def give_up(self, reason: Closed) -> None:
         """Nothing to do: the handshake has its own deadline, and what it gives then is aborted."""
@@ -77,6 +85,8 @@ class InboundHandshake(ProxiedConnection):
 
 class InboundStream(ProxiedConnection):
     """One CONNECT."""
+
+    __slots__ = ("_dialling", "_request", "_tunnel")
 
     direction = Direction.INBOUND
 
@@ -97,6 +107,8 @@ class InboundStream(ProxiedConnection):
         if me is None:
             self._refuse(503, "unknown workload", Flag.CONNECT)
             return
+        if self.context.journal.json:
+            self.traceparent = traceparent_in(self._request.headers)
         self._request.on_cancelled(self._cancelled)
         arrival = self._tunnel.arrival(me, self._request)
         match arrival.admission:
@@ -129,7 +141,10 @@ class InboundStream(ProxiedConnection):
             self._refuse(status_of(result), reason, flag)
             return
         application = SocketChannel(self.context.reactor, result)
-        self.join(self._request.accept(self._response_headers()), application)
+        stream = self._request.accept(self._response_headers())
+        # What was asked is known by now, and would live as long as the connection.
+        stream.headers = self._request.headers = ()
+        self.join(stream, application)
 
     def _response_headers(self) -> Headers:
         me = self.context.me
@@ -145,6 +160,18 @@ class InboundStream(ProxiedConnection):
     def _refuse(self, status: int, reason: str, flag: Flag) -> None:
         self._request.refuse(status)
         self.finish(reason, flag)
+
+
+class InboundFault(ProxiedConnection):
+    """What a peer did wrong outside any CONNECT that was served: a record, and nothing else."""
+
+    direction = Direction.INBOUND
+
+    def __init__(self, context: Context, tunnel: InboundTunnel) -> None:
+        super().__init__(context, tunnel.source, (tunnel.pod_ip, HBONE_PORT))
+
+    def give_up(self, reason: Closed) -> None:
+        """Nothing is held."""
 
 
 class InboundTunnel:
@@ -170,7 +197,11 @@ class InboundTunnel:
         self._on_closed = on_closed
         self._arrivals: Remembered[tuple[str, str], Arrival] = Remembered(context.mesh)
         self._connection = TunnelConnection(
-            context.reactor, channel, on_request=self._requested, on_closed=self._closed
+            context.reactor,
+            channel,
+            on_request=self._requested,
+            on_closed=self._closed,
+            on_rejected=self._rejected,
         )
 
     def goaway(self) -> None:
@@ -183,7 +214,8 @@ class InboundTunnel:
 
     def source_workload(self) -> Workload | None:
         """The workload at the peer's address, if that is who the certificate says."""
-        found = self._context.mesh.workload_by_address(self.source[0])
+        me = self._context.me
+        found = self._context.mesh.workload_by_address(self.source[0], me.node if me is not None else "")
         return found if found is not None and found.identity == self.identity else None
 
     def arrival(self, me: Workload, request: TunnelRequest) -> Arrival:
@@ -231,5 +263,17 @@ class InboundTunnel:
     def _requested(self, request: TunnelRequest) -> None:
         InboundStream(self._context, self, request).begin()
 
+    def _rejected(self, status: int, reason: str) -> None:
+        InboundFault(self._context, self).finish(
+            f"http status {status}: {reason}" if status else reason, Flag.CONNECT
+        )
+
     def _closed(self, exc: Exception | None) -> None:
+        match exc:
+            case TlsError():
+                InboundFault(self._context, self).finish(*describe(exc))
+            case RemoteProtocolError():
+                InboundFault(self._context, self).finish(f"http2 failure: {exc}", Flag.H2_HANDSHAKE_FAILURE)
+            case _:
+                pass  # An ordinary end, or a lost connection: its streams have their records.
         self._on_closed(self)

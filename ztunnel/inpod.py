@@ -33,6 +33,7 @@ from ambient.wire.zds import (
     ZtunnelEvent,
 )
 from ztunnel.handover import NODE, Handover
+from ztunnel.in_order import InOrder, Turn
 from ztunnel.network import PodNetwork
 from ztunnel.proxies import Proxies
 
@@ -136,8 +137,9 @@ class AgentFollower:
         failure: Exception | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._report, connection, sock)
+            order = InOrder()
             try:
-                while await self._one_request(connection, sock):
+                while await self._one_request(connection, sock, order, nursery):
                     pass
             except (RemoteProtocolError, OSError) as exc:
                 failure = exc  # Raised again outside, where the nursery does not wrap it.
@@ -145,7 +147,13 @@ class AgentFollower:
         if failure is not None:
             raise failure
 
-    async def _one_request(self, connection: ZtunnelConnection, sock: trio.socket.SocketType) -> bool:
+    async def _one_request(
+        self,
+        connection: ZtunnelConnection,
+        sock: trio.socket.SocketType,
+        order: InOrder,
+        nursery: trio.Nursery,
+    ) -> bool:
         data, fds, truncated = await _receive(sock)
         if not data and not fds:
             return False
@@ -155,12 +163,45 @@ class AgentFollower:
             for fd in fds:
                 os.close(fd)
             raise
-        error = await self._act(event)
-        if isinstance(event, WorkloadAdded) and not error:
-            await self._pass_listeners(connection, sock, event.workload.uid)
-            await self._pass_key(connection, sock, event.workload.identity)
-        await self._send(sock, connection.ack(error))
+        match event:
+            case WorkloadAdded() | WorkloadRemoved():
+                uid = event.workload.uid if isinstance(event, WorkloadAdded) else event.uid
+                turn = order.turn(uid)
+                nursery.start_soon(self._side_by_side, connection, sock, event, order, turn, uid)
+            case _:
+                # About all of them, or about those to come: nothing overtakes it.
+                turn = order.turn()
+                await turn.earlier.wait()
+                await self._send(sock, connection.ack(await self._act(event)))
+                order.end(turn)
         return True
+
+    async def _side_by_side(
+        self,
+        connection: ZtunnelConnection,
+        sock: trio.socket.SocketType,
+        event: WorkloadAdded | WorkloadRemoved,
+        order: InOrder,
+        turn: Turn,
+        uid: str,
+    ) -> None:
+        """Carry out what concerns one workload, while others wait for theirs."""
+        untouched = True
+        try:
+            await turn.same.wait()
+            untouched = False
+            error = await self._act(event)
+            await turn.earlier.wait()
+            if isinstance(event, WorkloadAdded) and not error:
+                await self._pass_listeners(connection, sock, uid)
+                await self._pass_key(connection, sock, event.workload.identity)
+            await self._send(sock, connection.ack(error))
+        except OSError as exc:
+            log.debug("no answer to the agent: %s", exc)  # Whoever reads sees it, too.
+        finally:
+            if untouched and isinstance(event, WorkloadAdded):
+                os.close(event.netns_fd)
+            order.end(turn, uid)
 
     async def _act(self, event: ZtunnelEvent) -> str:
         """Do what was asked; returns the ack's error, or ""."""

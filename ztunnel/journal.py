@@ -6,13 +6,15 @@ each connection costs more than the record itself.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
 from ambient.engine.reactor import Reactor
-from ambient.model.record import AccessRecord, format_json, format_text
+from ambient.model.record import AccessRecord, Flag, format_json, format_text
+from ztunnel.levels import LEVELS, Levels
 from ztunnel.metrics import Series, TcpMetrics, Traffic, closed
 
 LOG_FD = 2
@@ -24,6 +26,7 @@ class Journal:
     Args:
         write: Takes the text of one or more whole lines.
         json: Write records as JSON.
+        levels: Below which level records are counted but not written; INFO, which is all, by default.
     """
 
     def __init__(
@@ -33,8 +36,11 @@ class Journal:
         *,
         write: Callable[[str], None] | None = None,
         json: bool = False,
+        levels: Levels | None = None,
     ) -> None:
         self.metrics = metrics
+        self.json = json
+        self.levels = levels or Levels()
         self._reactor = reactor
         self._write = write or write_log
         self._format = format_json if json else format_text
@@ -48,10 +54,16 @@ class Journal:
         """Count a connection whose ends are known; give the result to ``ended``."""
         return self.metrics.opened(traffic)
 
+    def failed(self, reporter: str, traffic: Traffic | None, flag: Flag) -> None:
+        """Count a connection that was never established; ``ended`` is called for it too."""
+        self.metrics.failed(reporter, traffic, flag)
+
     def ended(self, record: AccessRecord, series: Series | None) -> None:
         """Write the one record of a connection, and count its end if its beginning was counted."""
         if series is not None:
             closed(series, record.flag)
+        if self.levels.access > logging.INFO and LEVELS[record.level] < self.levels.access:
+            return
         if not self._lines:
             self._reactor.call_soon(self.flush)
         self._lines.append(self._format(record))

@@ -1,4 +1,4 @@
-"""Istio's four TCP metrics, counted per pair of workloads and written as Prometheus text.
+"""Istio's TCP metrics, counted per pair of workloads and written as Prometheus text.
 
 Pure: no clock, no I/O; the daemon serves ``exposition()`` on port 15020.
 
@@ -47,6 +47,7 @@ _HELP = {
     "istio_tcp_connections_closed_total": "The total number of TCP connections closed",
     "istio_tcp_sent_bytes_total": "The total number of bytes sent to the source in response",
     "istio_tcp_received_bytes_total": "The total number of bytes received from the source in request",
+    "istio_tcp_connections_failed_total": "TCP connections that could not be established (unstable)",
 }
 
 
@@ -87,14 +88,19 @@ class Series:
     Attributes:
         sent: Bytes towards the source; Istio's metrics look from the destination at both ends.
         received: Bytes from the source.
-        closed: Ended connections by how they ended.
+        closed_well: Ended connections that ended well.
+        closed: The others, by how they ended.
+        failed: Those of them that never carried a byte, and those that were refused before anybody knew
+            whose they are.
     """
 
     labels: str
     opened: int = 0
     sent: int = 0
     received: int = 0
+    closed_well: int = 0
     closed: dict[Flag, int] = field(default_factory=dict)
+    failed: dict[Flag, int] = field(default_factory=dict)
 
 
 class TcpMetrics:
@@ -114,15 +120,23 @@ class TcpMetrics:
         series.opened += 1
         return series
 
+    def failed(self, reporter: str, traffic: Traffic | None, flag: Flag) -> None:
+        """Count a connection that was not established; *traffic* is None if nobody knows whose it was."""
+        series = self._find(traffic or Traffic(reporter=reporter, source=None, destination=None))
+        series.failed[flag] = series.failed.get(flag, 0) + 1
+
     def exposition(self) -> str:
         """All series as Prometheus text format 0.0.4."""
-        return "".join(f"{line}\n" for name in _HELP for line in self._family(name))
+        return "".join(self.lines())
 
-    def _family(self, name: str) -> Iterator[str]:
-        yield f"# HELP {name} {_HELP[name]}"
-        yield f"# TYPE {name} counter"
-        for series in self._series.values():
-            yield from _samples(name, series)
+    def lines(self) -> Iterator[str]:
+        """The same line by line; what is counted meanwhile may be in it or not."""
+        series = tuple(self._series.values())
+        for name, text in _HELP.items():
+            yield f"# HELP {name} {text}\n# TYPE {name} counter\n"
+            for each in series:
+                for sample in _samples(name, each):
+                    yield f"{sample}\n"
 
     def _find(self, traffic: Traffic) -> Series:
         found = self._series.get(traffic.key)
@@ -142,7 +156,10 @@ class TcpMetrics:
 
 def closed(series: Series, flag: Flag) -> None:
     """Count the end of a connection whose beginning ``TcpMetrics.opened`` counted, by how it ended."""
-    series.closed[flag] = series.closed.get(flag, 0) + 1
+    if flag is Flag.NONE:
+        series.closed_well += 1  # Nearly all, and an enumeration is slow to hash.
+    else:
+        series.closed[flag] = series.closed.get(flag, 0) + 1
 
 
 def labels_of(traffic: Traffic, cluster: str) -> dict[str, str]:
@@ -201,7 +218,12 @@ def _samples(name: str, series: Series) -> Iterator[str]:
         case "istio_tcp_connections_opened_total":
             yield _sample(name, series, Flag.NONE, series.opened)
         case "istio_tcp_connections_closed_total":
+            if series.closed_well:
+                yield _sample(name, series, Flag.NONE, series.closed_well)
             for flag, count in series.closed.items():
+                yield _sample(name, series, flag, count)
+        case "istio_tcp_connections_failed_total":
+            for flag, count in series.failed.items():
                 yield _sample(name, series, flag, count)
         case "istio_tcp_sent_bytes_total":
             yield _sample(name, series, Flag.NONE, series.sent)

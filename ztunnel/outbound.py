@@ -24,6 +24,9 @@ from ztunnel.flow import Flow
 from ztunnel.metrics import Traffic
 from ztunnel.network import Address, Cancellable
 
+# The greatest value below 1: ``route`` chooses the last of several endpoints by it.
+LAST_CHANCE = 1.0 - 2.0**-53
+
 UNKNOWN_WORKLOAD = "failed to fetch information about local workload"
 
 
@@ -33,6 +36,8 @@ class OutboundConnection(ProxiedConnection):
     If nobody can have seen the request and the mesh has changed meanwhile (a destination that is being
     un-enrolled), the connection is routed once more: the application need not know.
     """
+
+    __slots__ = ("_application", "_chance", "_dialling", "_pool", "_route", "_target")
 
     direction = Direction.OUTBOUND
 
@@ -59,8 +64,21 @@ class OutboundConnection(ProxiedConnection):
             self._dialling.cancel()
         self._application.abort()
 
+    def dump(self) -> dict[str, str]:
+        """With the address that the application asked for: a service's, perhaps."""
+        return super().dump() | {"originalDst": format_hostport(*self._target)}
+
     def _decide(self, me: Workload) -> Route:
-        return route(self.context.mesh, me, *self._target, self._chance)
+        known = self.context.routes.get(self._target)
+        if known is not None:
+            return known
+        mesh = self.context.mesh
+        first = route(mesh, me, *self._target, 0.0)
+        if first == route(mesh, me, *self._target, LAST_CHANCE):
+            # Nothing is left to chance: there is one endpoint, or none.
+            self.context.routes.keep(self._target, first)
+            return first
+        return route(mesh, me, *self._target, self._chance)
 
     def _go(self, me: Workload, chosen: Route) -> None:
         self._route = chosen
@@ -83,7 +101,10 @@ class OutboundConnection(ProxiedConnection):
         self.attribute_to(flow)
         key = flow.pool_key
         assert key is not None
-        headers = request_headers(self.context.baggage(me), self._source, chosen.service)
+        traceparent = format_traceparent(random.getrandbits(128), random.getrandbits(64))
+        if self.context.journal.json:
+            self.traceparent = traceparent
+        headers = request_headers(self.context.baggage(me), self._source, chosen.service, traceparent)
         self._pool.open(key, chosen.authority, headers, self._opened)
 
     def _flow_of(self, me: Workload, chosen: Tunnel) -> Flow:
@@ -120,6 +141,8 @@ class OutboundConnection(ProxiedConnection):
             self._connected(result)
 
     def _connected(self, upstream: Channel) -> None:
+        if isinstance(upstream, TunnelStream):
+            upstream.headers = ()  # Nobody reads them, and they would live as long as the connection.
         self.join(self._application, upstream)
 
     def _failed(self, exc: Exception, *, hbone: bool) -> None:
@@ -150,11 +173,11 @@ def pool_key(context: Context, chosen: Tunnel) -> PoolKey:
     )
 
 
-def request_headers(baggage: str, source: Address, service: str) -> Headers:
+def request_headers(baggage: str, source: Address, service: str, traceparent: str) -> Headers:
     """What a CONNECT says beside its target."""
     host = service.partition("/")[2]
     return (
         ("baggage", baggage),
         ("forwarded", format_forwarded(format_hostport(*source), host)),
-        ("traceparent", format_traceparent(random.getrandbits(128), random.getrandbits(64))),
+        ("traceparent", traceparent),
     )

@@ -21,6 +21,8 @@ from ztunnel.network import Cancellable
 class PassthroughConnection(ProxiedConnection):
     """A plaintext connection on its way to the application."""
 
+    __slots__ = ("_dialling", "_downstream", "_target")
+
     direction = Direction.INBOUND
 
     def __init__(self, context: Context, sock: socket.socket) -> None:
@@ -38,7 +40,7 @@ class PassthroughConnection(ProxiedConnection):
             )
             return
         self.attribute(
-            source=self.context.mesh.workload_by_address(self._source[0]),
+            source=self.context.mesh.workload_by_address(self._source[0], me.node),
             destination=me,
             address=self._target,
         )

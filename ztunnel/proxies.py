@@ -69,6 +69,9 @@ class Proxies:
 
     Args:
         on_drained: Told the uid of a removed workload when nothing of it is left.
+
+    Attributes:
+        started, ended: Proxies since the start of the process.
     """
 
     def __init__(self, around: Around, on_drained: Callable[[str], None] | None = None) -> None:
@@ -78,6 +81,7 @@ class Proxies:
         self._draining: set[WorkloadProxy] = set()
         self._changed = trio.Event()
         self._handshakes_in = self._handshakes_out = 0
+        self.started = self.ended = 0
 
     async def add(
         self,
@@ -103,6 +107,7 @@ class Proxies:
             await self._certified(workload.identity)
             proxy = self._make(workload, network)
             proxy.start(listeners)
+            self.started += 1
         except BaseException:
             network.close()
             for sock in listeners.values():
@@ -232,6 +237,7 @@ class Proxies:
     def _drained(self, proxy: WorkloadProxy) -> None:
         uid = proxy.context.uid
         self._draining.discard(proxy)
+        self.ended += 1
         ended = proxy.statistics()
         self._handshakes_in += ended.inbound_handshakes
         self._handshakes_out += ended.outbound_handshakes

@@ -7,6 +7,7 @@ new work, the old goes on), and at the end of the last connection ``on_drained``
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
@@ -15,8 +16,9 @@ import trio
 
 from ambient.engine.listener import Listener
 from ambient.engine.pool import Dialler, OnConnected, TunnelPool
-from ambient.engine.tls import TlsChannel, connect_tls
+from ambient.engine.tls import TlsChannel, connect_tls, prepare_hbone
 from ambient.errors import Unavailable
+from ambient.model.identity import SpiffeId
 from ambient.model.policy import Policy, decide
 from ambient.model.pool_plan import PoolKey
 from ambient.model.record import Flag
@@ -25,7 +27,7 @@ from ambient.model.workload import HBONE_PORT
 from ztunnel.connection import DRAINED, POLICY_CHANGED
 from ztunnel.context import Context
 from ztunnel.inbound import MAX_HANDSHAKES, InboundHandshake, InboundTunnel
-from ztunnel.name_server import NAMES_PORT, NameServer
+from ztunnel.name_server import DOORS, NAMES_PORT, NameServer
 from ztunnel.outbound import OutboundConnection
 from ztunnel.passthrough import PassthroughConnection
 
@@ -56,9 +58,11 @@ class WorkloadProxy:
         self.context = context
         self.draining = False
         self.handshakes = 0
+        self._doors_open = True
         self._on_drained: Callable[[WorkloadProxy], None] | None = on_drained
         self._listeners: dict[int, Listener] = {}
         self._tunnels: set[InboundTunnel] = set()
+        self._sources: Counter[SpiffeId] = Counter()  # Tunnels by who is at their other end.
         self._waiting = 0
         self._policies: tuple[Policy, ...] | None = None
         self._pool = TunnelPool(context.reactor, hbone_dialler(context))
@@ -74,6 +78,7 @@ class WorkloadProxy:
         Raises:
             OSError: one of the ports is taken, or the namespace is gone; then none is open.
         """
+        left = [given[door] for door in DOORS if door in given]
         opened: dict[int, tuple[socket.socket, Callable[[socket.socket], None]]] = {}
         try:
             for port, accepted in (
@@ -84,7 +89,10 @@ class WorkloadProxy:
                 opened[port] = (given.get(port) or self.context.network.listen(port), accepted)
             if self._names is not None:
                 port = NAMES_PORT
-                self._names.start()
+                self._names.start(left)
+            else:
+                for sock in left:
+                    sock.close()
         except OSError as exc:
             for sock in (*given.values(), *(sock for sock, _ in opened.values())):
                 sock.close()
@@ -94,8 +102,9 @@ class WorkloadProxy:
         }
 
     def listeners(self) -> list[tuple[int, int]]:
-        """(port, descriptor) of each open listener."""
-        return [(port, each.fileno()) for port, each in self._listeners.items() if each.fileno() >= 0]
+        """(port, descriptor) of each open listener; those of the name server under its ``DOORS``."""
+        found = [(port, each.fileno()) for port, each in self._listeners.items() if each.fileno() >= 0]
+        return [*found, *(self._names.doors() if self._names is not None else ())]
 
     async def drain(self) -> None:
         """Take what was already knocking, then no more; when this returns the ports are free.
@@ -111,6 +120,7 @@ class WorkloadProxy:
         for listener in self._listeners.values():
             listener.accept_pending()
             listener.close()
+        self._doors_open = False
         if self._names is not None:
             self._names.drain(self._maybe_drained)
         self.context.reactor.call_later(GOAWAY_DELAY, self._say_goodbye)
@@ -123,13 +133,15 @@ class WorkloadProxy:
         self._pool.close_where(lambda key: True)
         for listener in self._listeners.values():
             listener.close()
+        self._doors_open = False
         if self._names is not None:
-            self._names.drain(self._maybe_drained)
+            self._names.retire(self._maybe_drained)
         self.context.reactor.call_later(GOAWAY_DELAY, self._say_goodbye)
 
     def abort(self, reason: str = DRAINED) -> None:
         """End everything now; each connection gets its record."""
         self.draining = True
+        self._doors_open = False
         for listener in self._listeners.values():
             listener.close()
         if self._names is not None:
@@ -170,10 +182,20 @@ class WorkloadProxy:
 
     def dump(self) -> dict[str, object]:
         """Plain data for people."""
+        me, identity = self.context.me, self.context.identity
+        connections: dict[str, list[dict[str, str]]] = {"inbound": [], "outbound": []}
+        for each in self.context.open.all():
+            found = each.dump()
+            connections[found.pop("direction")].append(found)
         return {
-            "state": "draining" if self.draining else "up",
-            "identity": str(self.context.identity),
-            "connections": [each.dump() for each in self.context.open.all()],
+            "state": "Draining" if self.draining else "Up",
+            "connections": connections,
+            "info": {
+                "name": me.name if me is not None else "",
+                "namespace": identity.namespace,
+                "trustDomain": identity.trust_domain,
+                "serviceAccount": identity.service_account,
+            },
             "statistics": asdict(self.statistics()),
         }
 
@@ -184,13 +206,13 @@ class WorkloadProxy:
         PassthroughConnection(self.context, sock).begin()
 
     def _accepted_hbone(self, sock: socket.socket) -> None:
-        if self._waiting >= MAX_HANDSHAKES:
-            sock.close()
-            return
         try:
             handshake = InboundHandshake(self.context, sock, self._shaken)
         except OSError:
             sock.close()  # Reset while it waited in the queue: nobody is there to be recorded.
+            return
+        if self._waiting >= MAX_HANDSHAKES:
+            handshake.refuse(f"over {MAX_HANDSHAKES} connections without an identity")
             return
         self._waiting += 1
         handshake.begin()
@@ -200,6 +222,12 @@ class WorkloadProxy:
         if channel is None:
             return
         self.handshakes += 1
+        identity, most = channel.peer_identity, self.context.reactor.limits.tunnels_per_identity
+        if self._sources[identity] >= most:
+            channel.abort()
+            handshake.finish(f"over {most} connections of {identity}", Flag.CONNECT)
+            return
+        self._sources[identity] += 1
         tunnel = InboundTunnel(self.context, channel, handshake.source, self._tunnel_closed)
         self._tunnels.add(tunnel)
         handshake.leave()
@@ -209,6 +237,9 @@ class WorkloadProxy:
 
     def _tunnel_closed(self, tunnel: InboundTunnel) -> None:
         self._tunnels.discard(tunnel)
+        self._sources[tunnel.identity] -= 1
+        if not self._sources[tunnel.identity]:
+            del self._sources[tunnel.identity]
         self._maybe_drained()
 
     def _say_goodbye(self) -> None:
@@ -221,8 +252,9 @@ class WorkloadProxy:
             self.context.reactor.call_soon(self._drained)
 
     def _busy(self) -> bool:
+        """Whether something is open. The doors count: the last to leave may not be the last to come."""
         names = self._names is not None and self._names.open
-        return names or bool(self._tunnels) or len(self.context.open) > 0
+        return self._doors_open or names or bool(self._tunnels) or len(self.context.open) > 0
 
     def _drained(self) -> None:
         if self._on_drained is None or self._busy():
@@ -247,6 +279,7 @@ def hbone_dialler(context: Context) -> Dialler:
                 result.close()
                 on_connected(exc)
                 return
+            prepare_hbone(context.reactor, result)
             connect_tls(context.reactor, result, tls, key.identities, on_connected)
 
         context.network.dial((key.ip, key.port), dialled)

@@ -102,12 +102,31 @@ def _enrollment(session: Session, target: str) -> Category:
     with session.control() as control:
         asked = {"targets": targets_of(session, [target]), "mode": "ambient", "existing": "keep"}
         result = control.call("enroll", **asked, engine="ambient", dry_run=True, wait=False)
-    return Category(target, tuple(_would(pod) for pod in result.get("pods", [])))
+    would = [check for pod in result.get("pods", []) for check in _would(pod)]
+    skipped = [_skipped(uid, reason) for uid, reason in dict(result.get("skipped") or {}).items()]
+    return Category(target, (*would, *skipped))
 
 
-def _would(pod: Mapping[str, Any]) -> Check:
-    reason = str(pod.get("reason") or "")
-    refused = bool(reason) and not pod.get("enrolled")
-    return Check(
-        description=f"pod/{pod.get('name')}", result=Result.ERROR if refused else Result.SUCCESS, hint=reason
-    )
+def _would(pod: Mapping[str, Any]) -> list[Check]:
+    """What stands in the way of one pod; one line that says so if nothing does."""
+    name = f"pod/{pod.get('name')}"
+    found = [
+        Check(
+            description=f"{name}: {each['reason']}",
+            result=Result.ERROR if each["blocks"] else Result.WARNING,
+            hint=str(each.get("hint") or ""),
+        )
+        for each in pod.get("findings", ())
+    ]
+    if kept := pod.get("established_connections_kept"):
+        text = f"{name}: {kept} established connections would stay plaintext until they end"
+        found.append(Check(description=text, result=Result.WARNING, hint="or: enroll --existing reset"))
+    if any(one.result is Result.ERROR for one in found):
+        return found
+    return [Check(description=f"{name} {pod.get('reason')}", result=Result.SUCCESS), *found]
+
+
+def _skipped(uid: str, reason: str) -> Check:
+    """A pod of the namespace that no enrollment takes."""
+    name = uid.rpartition("/")[2].partition("#")[0]
+    return Check(description=f"pod/{name}: {reason}", result=Result.ERROR, hint="it would stay as it is")

@@ -35,6 +35,11 @@ COMMANDS = {
     "logs": ("observe", "logs", "Print the log of a pod or a component."),
     "waypoint": ("waypoints", "waypoint", "Manage waypoints: apply, generate, list, status, delete."),
     "ztunnel": ("ztunnels", "ztunnel", "Look into a node's ztunnel: what it knows, carries and logs."),
+    "describe": (
+        "describe",
+        "describe",
+        "Capture, HBONE, waypoint, policies of a pod or service; or why not.",
+    ),
     "authz": ("authz", "authz", "Ask what policy decides between two workloads."),
     "bench": ("benching", "bench", "Drive the same load through each mode and compare."),
     "completion": ("about", "completion", "Print the completion script of a shell."),

@@ -28,7 +28,13 @@ def status(session: Session) -> None:
     with session.control() as control:
         found = control.call("status")
         pods = control.call("get", kind="Pod", namespace=None, name=None)
-    body = {**found, **body, "run_dir": str(session.where), "enrolled": enrolled(pods)}
+    body = {
+        **found,
+        **body,
+        "run_dir": str(session.where),
+        "enrolled": enrolled(pods),
+        "troubled": troubled(pods),
+    }
     session.emit("Status", body, lambda: _text(body))
 
 
@@ -38,13 +44,40 @@ def enrolled(pods: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for pod in pods:
         state = pod.get("status", {}).get("ambient", {}) or {}
         one = counts.setdefault(
-            str(pod["metadata"].get("namespace", "")), {"pods": 0, "ambient": 0, "sidecar": 0}
+            str(pod["metadata"].get("namespace", "")),
+            {"pods": 0, "ambient": 0, "sidecar": 0, "attested": 0, "unattested": 0, "lost": 0},
         )
         one["pods"] += 1
+        if (word := str(state.get("attestation") or "")) in one:
+            one[word] += 1
         mode = state.get("mode")
         if mode == "sidecar" or (mode == "ambient" and state.get("enrolled")):
             one[str(mode)] += 1
     return [{"namespace": name, **one} for name, one in sorted(counts.items())]
+
+
+def troubled(pods: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Pods of which more is to be told than that all is well: lost, repaired, or with plaintext left."""
+    found = []
+    for pod in pods:
+        state = pod.get("status", {}).get("ambient", {}) or {}
+        words = {
+            name: state.get(name) for name in ("attestation", "repairs", "plaintext_connections", "reason")
+        }
+        if (
+            words["attestation"] in ("lost", "unattested")
+            or words["repairs"]
+            or words["plaintext_connections"]
+        ):
+            named = {"namespace": pod["metadata"].get("namespace", ""), "name": pod["metadata"]["name"]}
+            found.append({**named, **words})
+    return found
+
+
+def _attestation(one: Mapping[str, Any]) -> str:
+    """``5 attested, 1 lost``; "" where nobody is captured."""
+    words = ("attested", "unattested", "lost")
+    return ", ".join(f"{one[word]} {word}" for word in words if one.get(word))
 
 
 def _text(body: Mapping[str, Any]) -> str:
@@ -56,10 +89,25 @@ def _text(body: Mapping[str, Any]) -> str:
     components = output.table(
         ("COMPONENT", "NODE", "POD", "PID", "RESTARTS", "AGE"), map(_component, processes)
     )
-    spaces = [(one["namespace"], one["pods"], one["ambient"], one["sidecar"]) for one in body["enrolled"]]
+    spaces = [
+        (one["namespace"], one["pods"], one["ambient"], one["sidecar"], _attestation(one))
+        for one in body["enrolled"]
+    ]
     text = first + "\n" + components
     if spaces:
-        text += "\n" + output.table(("NAMESPACE", "PODS", "AMBIENT", "SIDECAR"), spaces)
+        text += "\n" + output.table(("NAMESPACE", "PODS", "AMBIENT", "SIDECAR", "ATTESTATION"), spaces)
+    if troubled := body.get("troubled"):
+        trouble = [
+            (
+                f"{one['namespace']}/{one['name']}",
+                one["attestation"],
+                one["repairs"],
+                one["plaintext_connections"],
+                one["reason"],
+            )
+            for one in troubled
+        ]
+        text += "\n" + output.table(("POD", "ATTESTATION", "REPAIRS", "PLAINTEXT", "REASON"), trouble)
     certificates = body.get("certificates")
     if isinstance(certificates, list) and certificates:
         rows = [(c.get("identity"), c.get("holder", c.get("node")), c.get("not_after")) for c in certificates]

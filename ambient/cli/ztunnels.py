@@ -13,7 +13,29 @@ from ambient.cli.session import DeskGroup
 
 # name -> (module, attribute, one line of help), in the order of istioctl's ztunnel-config.
 COMMANDS: dict[str, tuple[str, str, str]] = {
+    "workload": ("ztunnel_config", "workload", "The workloads that ztunnel knows."),
+    "service": ("ztunnel_config", "service", "The services, and how many endpoints are healthy."),
+    "policy": ("ztunnel_config", "policy", "The policies that it enforces."),
+    "certificate": ("ztunnel_config", "certificate", "The certificates that it holds."),
+    "connections": ("ztunnel_config", "connections", "The connections that it carries now."),
+    "all": ("ztunnel_config", "all_", "All of these; as JSON, a dump for -f."),
+    "log": ("ztunnel_config", "log", "Show or change what it logs."),
     "restart": ("ztunnel_restart", "restart", "Replace a node's ztunnel while it serves."),
+}
+# istioctl's other spellings.
+ALIASES = {
+    "workloads": "workload",
+    "w": "workload",
+    "services": "service",
+    "svc": "service",
+    "s": "service",
+    "policies": "policy",
+    "p": "policy",
+    "certificates": "certificate",
+    "certs": "certificate",
+    "cert": "certificate",
+    "connection": "connections",
+    "conns": "connections",
 }
 
 
@@ -26,9 +48,10 @@ class Ztunnel(DeskGroup):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import and return one command."""
-        if cmd_name not in COMMANDS:
+        name = ALIASES.get(cmd_name, cmd_name)
+        if name not in COMMANDS:
             return None
-        module, attribute, _help = COMMANDS[cmd_name]
+        module, attribute, _help = COMMANDS[name]
         found: click.Command = getattr(importlib.import_module(f"ambient.cli.{module}"), attribute)
         return found
 

@@ -9,6 +9,7 @@ import sys
 import trio
 
 from ambient.control.service import run
+from ambient.engine.privileges import NOTHING, keep_only
 from ambient.errors import AmbientError, ConfigError
 
 BAD_INPUT = 65
@@ -28,4 +29,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    keep_only(NOTHING)
     sys.exit(main())

@@ -12,6 +12,7 @@ from typing import Any
 
 from ambient.control.authz import check
 from ambient.control.cluster import Cluster
+from ambient.control.describe import describe
 from ambient.control.enrollment import Enroller
 from ambient.control.enrollment_plan import Request as EnrollRequest
 from ambient.control.params import take
@@ -52,6 +53,7 @@ class Desk:
             "waypoint_delete": self.waypoint_delete,
             "waypoint_list": self.waypoint_list,
             "authz_check": self.authz_check,
+            "describe": self.describe,
             "status": self.status,
             "dump": self.dump,
         }
@@ -128,6 +130,10 @@ class Desk:
     async def authz_check(self, call: Call) -> dict[str, Any]:
         """What policy decides between two workloads."""
         return check(self._cluster, call.params)
+
+    async def describe(self, call: Call) -> dict[str, Any]:
+        """The way to a pod or a service, and why a pod is not enrolled."""
+        return describe(self._cluster, call.params)
 
     async def status(self, call: Call) -> dict[str, Any]:
         """Daemons, namespaces, certificates."""

@@ -10,7 +10,7 @@ import logging
 import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import trio
 
@@ -19,6 +19,7 @@ from ambient.control.registry_plan import Registry, change_between, is_empty
 from ambient.errors import AmbientError, ProtocolError
 from ambient.model.identity import SpiffeId
 from ambient.pki.authority import Issued
+from ambient.wire.frames import Frame
 from ambient.wire.xds import (
     Acked,
     CertificateAsked,
@@ -70,6 +71,9 @@ class Owner(Protocol):
     def pod_reported(self, peer: Peer, report: PodReport) -> None:
         """An agent said where a pod stands."""
 
+    def frame_received(self, peer: Peer, frame: Frame) -> None:
+        """A daemon said something of the daemons' own."""
+
     def link_changed(self) -> None:
         """Something was acked, or a link came or went."""
 
@@ -100,6 +104,11 @@ class Link:
         """Whether the daemon has applied the registry *version*, or one after it."""
         told = self._told is not None and self._told.version >= version
         return told and all(since >= version for since in self._unacked.values())
+
+    def say(self, kind: str, **values: Any) -> None:
+        """Queue a frame of the daemons' own; the caller bounds how many."""
+        self._answers.append(self._end.extra(kind, **values))
+        self._bell.ring()
 
     async def run(self) -> None:
         """Serve the daemon until it goes away or breaks the wire."""
@@ -135,8 +144,8 @@ class Link:
                 self._answers.append(self._certificate(number, identity, csr))
             case PodReported(report):
                 self._owner.pod_reported(self.peer, report)
-            case Extra():
-                log.debug("%s sent %s", self.peer, event.frame.get("kind"))
+            case Extra(frame):
+                self._owner.frame_received(self.peer, frame)
 
     def _acked(self, nonce: int, error: str) -> None:
         self._unacked.pop(nonce, None)

@@ -1,7 +1,8 @@
 """Enrolling and un-enrolling on request: labels are written, pods move, and somebody waits and is told.
 
-Floor 3. The moving is ``Cluster.reconcile``'s, which follows labels whoever wrote them; this is the
-conversation about it, the restarts that sidecars need, and the way back when a pod cannot be captured.
+Floor 3. What can be enrolled is; what cannot is told, and stays as it was. The moving is
+``Cluster.reconcile``'s, which follows labels whoever wrote them; this is the conversation about it, and
+the restarts that sidecars need.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, TypeAlias
 
 import trio
 
+from ambient.control.blockers_plan import findings
 from ambient.control.capture_plan import Capture, Phase
 from ambient.control.cluster import Cluster
 from ambient.control.enrollment_plan import Plan, Request, has_failed, is_settled, plan_enrollment
@@ -55,7 +57,7 @@ class Enroller:
         async with self._lock:
             plan = plan_enrollment(request, self._cluster.store, self._cluster.pods())
             if request.dry_run:
-                return _forecast(request, plan)
+                return await self._forecast(request, plan)
             return await self._carry_out(request, plan, emit)
 
     async def _carry_out(self, request: Request, plan: Plan, emit: Emit) -> dict[str, Any]:
@@ -138,8 +140,8 @@ class Enroller:
                 await emit({"namespace": namespace, "pod": name, "state": state})
 
     async def _back(self, undo: _Undo, progress: _Progress, timeout: float) -> None:
-        """One pod could not be captured: nothing is left half done."""
-        undo.run()
+        """Some pods could not be captured: they stay as they were, and those that could stay enrolled."""
+        undo.run(set(progress.failures), progress.modes)
         with trio.move_on_after(timeout):
             await self._cluster.bell.until(lambda: all(map(self._rests, progress.modes)))
             await self._cluster.distribution.settled(self._cluster.registry().version)
@@ -164,12 +166,45 @@ class Enroller:
         away = sorted({pod.node for pod in pods} - there)
         return f"; no agent on {', '.join(away)}, see: ambient logs agent/{away[0]}" if away else ""
 
+    async def _forecast(self, request: Request, plan: Plan) -> dict[str, Any]:
+        """What would be done, and what is in its way; nothing is changed."""
+        asked = [pod for pod, mode in plan.moves if mode is Mode.AMBIENT]
+        surveys = await self._cluster.agents.survey(asked)
+        pods = [_would_be(request, plan, pod, mode) for pod, mode in plan.moves]
+        for line, (pod, mode) in zip(pods, plan.moves, strict=True):
+            if mode is Mode.AMBIENT:
+                line |= self._consequences(request, pod, surveys.get(pod.uid))
+        return {
+            "mode": request.mode.value,
+            "existing": request.existing,
+            "dry_run": True,
+            "pods": pods,
+            "restarts": len(plan.restarts),
+            "failed": 0,
+            "blocked": sum(1 for line in pods if any(each["blocks"] for each in line.get("findings", ()))),
+            "skipped": dict(plan.skipped),
+        }
+
+    def _consequences(self, request: Request, pod: Pod, survey: Mapping[str, Any] | None) -> dict[str, Any]:
+        found = [each.as_dict() for each in findings(pod, self._cluster.store, survey)]
+        # Of an enrolled pod the connections that are open are the mesh's.
+        old = survey if survey is not None and not is_enrolled(pod) else {}
+        count, kept = old.get("established", 0), request.existing == "keep"
+        return {
+            "findings": found,
+            "rules": survey.get("rules", "") if survey else "",
+            "established_connections": list(old.get("connections", ())),
+            "established_connections_kept": count if kept else 0,
+            "established_connections_reset": 0 if kept else count,
+        }
+
     def _result(self, request: Request, plan: Plan, progress: _Progress) -> dict[str, Any]:
         pods = [self._pod_result(key, request.mode, progress) for key in progress.modes]
         skipped = [pod for pod in self._cluster.pods() if pod.uid in plan.skipped]
         pods += [_line(pod, enrolled=False, reason=plan.skipped[pod.uid]) for pod in skipped]
         return {
             "mode": request.mode.value,
+            "existing": request.existing,
             "pods": pods,
             "restarts": len(progress.restarted),
             "failed": len(progress.failures),
@@ -185,6 +220,8 @@ class Enroller:
         kept = pod.capture.kept if pod.capture.kept >= 0 else None
         line |= {"restarts": int(key in progress.restarted), "duration_ms": round(spent, 1)}
         line["established_connections_kept"] = 0 if key in progress.restarted else kept
+        line["established_connections_reset"] = pod.capture.reset
+        line["established_connections"] = list(pod.capture.existing)
         line["mode"] = shown_mode(self._cluster, pod).value
         return line
 
@@ -200,10 +237,13 @@ class _Undo:
         }
         self._pods = {key: dict(cluster.pod_labels.get(key, {})) for key in plan.pod_labels}
 
-    def run(self) -> None:
-        """Write them again."""
-        self._cluster.pod_labels.update(self._pods)
-        write_labels(self._cluster, self._spaces, {key: {} for key in self._pods})
+    def run(self, failed: set[Key], asked: Iterable[Key]) -> None:
+        """Write them again: of *failed* pods, and of namespaces of which all that were *asked* failed."""
+        mine = {key: labels for key, labels in self._pods.items() if key in failed}
+        worked = {space for space, name in asked if (space, name) not in failed}
+        spaces = {name: labels for name, labels in self._spaces.items() if name not in worked}
+        self._cluster.pod_labels.update(mine)
+        write_labels(self._cluster, spaces, {key: {} for key in mine})
 
 
 def write_labels(
@@ -249,21 +289,10 @@ def _otherwise(asked: Mode, mode: Mode) -> str:
     return "" if mode is asked else f"its own label asks for mode {mode.value}, and beats its namespace's"
 
 
-def _forecast(request: Request, plan: Plan) -> dict[str, Any]:
-    """What would be done."""
-    pods = []
-    for pod, mode in plan.moves:
-        restart = pod.uid in plan.restarts
-        words = f"would be {mode.value}" + (", by a restart" if restart else "")
-        if is_settled(pod, mode) and not restart:
-            words = _otherwise(request.mode, mode) or f"is {mode.value} already"
-        line = _line(pod, enrolled=is_enrolled(pod), reason=words)
-        pods.append({**line, "restarts": int(restart)})
-    return {
-        "mode": request.mode.value,
-        "dry_run": True,
-        "pods": pods,
-        "restarts": len(plan.restarts),
-        "failed": 0,
-        "skipped": dict(plan.skipped),
-    }
+def _would_be(request: Request, plan: Plan, pod: Pod, mode: Mode) -> dict[str, Any]:
+    restart = pod.uid in plan.restarts
+    words = f"would be {mode.value}" + (", by a restart" if restart else "")
+    if is_settled(pod, mode) and not restart and not has_failed(pod):
+        words = _otherwise(request.mode, mode) or f"is {mode.value} already"
+    line = _line(pod, enrolled=is_enrolled(pod), reason=words)
+    return {**line, "restarts": int(restart)}

@@ -7,7 +7,7 @@ from typing import Any
 from ambient.control.cluster import Cluster
 from ambient.control.distribution import connected
 from ambient.control.pods import Pod
-from ambient.control.views import is_enrolled, shown_mode, timestamp
+from ambient.control.views import attestation_view, is_enrolled, shown_mode, timestamp
 from ambient.control.waypoints_plan import USE_WAYPOINT
 from ambient.model.enrollment import DATAPLANE_MODE, NAMESPACE_INJECTION
 from ambient.model.objects import Object
@@ -52,7 +52,18 @@ def _node(cluster: Cluster, name: str) -> dict[str, Any]:
         "name": name,
         "agent": connected(links, "agent", lambda peer: peer.node == name),
         "ztunnel": connected(links, "ztunnel", lambda peer: peer.node == name),
+        "attestation": attestation_of_node(cluster, name),
     }
+
+
+def attestation_of_node(cluster: Cluster, name: str) -> dict[str, Any] | None:
+    """What the node's agent attests; None while nobody does."""
+    found = cluster.agents.attestation(name)
+    if found is None:
+        return None
+    age = round(cluster.clock() - found.heard, 1)
+    counts = {"enrolled": found.enrolled, "lost": found.lost, "checks": found.checks}
+    return {**counts, "repairs": found.repairs, "age_seconds": age}
 
 
 def _namespace(cluster: Cluster, namespace: Object) -> dict[str, Any]:
@@ -74,4 +85,4 @@ def _namespace(cluster: Cluster, namespace: Object) -> dict[str, Any]:
 def _pod(cluster: Cluster, pod: Pod) -> dict[str, Any]:
     shown = {"name": pod.name, "mode": shown_mode(cluster, pod).value, "enrolled": is_enrolled(pod)}
     state = "draining" if pod.capture.draining else pod.capture.phase.value
-    return {**shown, "state": state, "reason": pod.capture.reason}
+    return {**shown, "state": state, "reason": pod.capture.reason, **attestation_view(cluster, pod)}

@@ -69,6 +69,7 @@ def ambient_status(cluster: Cluster, pod: Pod) -> dict[str, Any]:
         "enrolled": is_enrolled(pod),
         "state": "draining" if pod.capture.draining else pod.capture.phase.value,
         "reason": pod.capture.reason or pod.status.reason or _why_not(cluster, pod),
+        **attestation_view(cluster, pod),
         "uid": pod.uid,
         "pid": pod.status.pid,
         "netns": pod.status.netns,
@@ -76,6 +77,24 @@ def ambient_status(cluster: Cluster, pod: Pod) -> dict[str, Any]:
         "waypoint": (workload.waypoint if workload else "") or (served.waypoint if served else ""),
         "role": pod.role.value,
     }
+
+
+def attestation_view(cluster: Cluster, pod: Pod) -> dict[str, Any]:
+    """Whether somebody vouches for the pod's enrollment, and what passes it by.
+
+    ``attestation`` is ``"attested"``, ``"lost"``, ``"unattested"`` (enrolled, as far as anybody knows: its
+    node's agent is silent), or "" for a pod that nobody captures.
+    """
+    plaintext = cluster.agents.plaintext(pod)
+    words = {"repairs": pod.capture.repairs, "plaintext_connections": plaintext}
+    match pod.capture.phase:
+        case Phase.IN | Phase.LEAVING:
+            there = cluster.agents.attestation(pod.node) is not None
+            return {"attestation": "attested" if there else "unattested", **words}
+        case Phase.LOST:
+            return {"attestation": "lost", **words}
+        case _:
+            return {"attestation": "", **words}
 
 
 def shown_mode(cluster: Cluster, pod: Pod) -> Mode:

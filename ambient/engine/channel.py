@@ -42,6 +42,9 @@ LINGER_SECONDS = 1.0
 # What a pump returns when it may not read now.
 PUMP_BLOCKED = -1
 
+# Stands for an empty queue: an idle connection has none of its own (one is 0.6 KiB). Never appended to.
+NOTHING: deque[Any] = deque()
+
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -169,7 +172,7 @@ class SocketChannel:
         self._sock: socket.socket | None = sock
         self._fd = sock.fileno()
         self._receiver: Receiver | None = None
-        self._out: deque[Data] = deque()
+        self._out = NOTHING
         self._out_bytes = 0
         self._mask = 0
         self._registered = False
@@ -332,7 +335,8 @@ class SocketChannel:
 
     # Events ------------------------------------------------------------------------------------
 
-    def _on_event(self, events: int) -> None:
+    def on_event(self, events: int) -> None:
+        """The socket is ready; the reactor calls it."""
         if events == IN and self._pump is not None and self._mask & IN:
             # The usual event of a relay's plain side.
             assert self._sock is not None
@@ -409,6 +413,8 @@ class SocketChannel:
                 sent -= len(out.popleft())
             if sent:
                 out[0] = memoryview(out[0])[sent:]
+        if not out:
+            self._out = NOTHING
         self._drained()
 
     def _drained(self) -> None:
@@ -437,6 +443,8 @@ class SocketChannel:
     def _queue(self, data: bytes, size: int) -> None:
         if self._sock is None:
             return
+        if self._out is NOTHING:
+            self._out = deque()
         self._out.append(data)
         self._out_bytes += size
         if self._out_bytes > self._high:
@@ -472,7 +480,7 @@ class SocketChannel:
             mask |= OUT
         if not self._registered:
             if mask or reading:
-                self._reactor.add(self._fd, mask, self._on_event, self.crashed)
+                self._reactor.attach(self._fd, mask, self)
                 self._registered = True
         elif mask != self._mask:
             self._reactor.modify(self._fd, mask)
@@ -500,7 +508,7 @@ class SocketChannel:
             return
         self._unregister()
         sock.close()
-        self._out.clear()
+        self._out = NOTHING
         self._out_bytes = 0
         self._reason = exc
         self._pump = None

@@ -16,9 +16,6 @@ from ambient.engine.channel import SocketChannel
 from ambient.engine.netns import socket_in
 from ambient.engine.reactor import OUT, Reactor, Timer
 
-# Istio's CONNECTION_TIMEOUT (ztunnel.md 2.1).
-DIAL_DEADLINE = 10.0
-
 DialDone: TypeAlias = Callable[[socket.socket | OSError], None]
 
 
@@ -115,7 +112,7 @@ def dial_socket(
     mark: int | None = None,
     source: tuple[str, int] | None = None,
     transparent: bool = False,
-    deadline: float = DIAL_DEADLINE,
+    deadline: float | None = None,
 ) -> Dialling:
     """Connect to (ip, port); *on_done* gets the connected non-blocking socket (TCP_NODELAY), or the
     OSError (``TimeoutError`` at the deadline). Never calls back before it returns.
@@ -124,6 +121,8 @@ def dial_socket(
         source: (ip, port 0) to bind before connecting; foreign if *transparent*.
     """
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    if deadline is None:
+        deadline = reactor.limits.dial
     dialling = Dialling(reactor, on_done)
     try:
         sock = socket_in(netns_fd, family, mark=mark, transparent=transparent)
@@ -158,7 +157,7 @@ def dial(
     mark: int | None = None,
     source: tuple[str, int] | None = None,
     transparent: bool = False,
-    deadline: float = DIAL_DEADLINE,
+    deadline: float | None = None,
 ) -> Dialling:
     """``dial_socket``, giving a ``SocketChannel``."""
 

@@ -25,7 +25,8 @@ SOL_NETLINK = 270
 NETLINK_ADD_MEMBERSHIP = 1
 # Events are counted, not read: a full buffer says as much as an empty one. The kernel's least is 2 KiB.
 EVENT_BUFFER_BYTES = 4096
-ANSWER_BYTES = 4096
+# An answer has some 130; news may be longer, and are cut off: nobody reads them. Small is fast.
+ANSWER_BYTES = 256
 # A question whose answer found no room is asked again this often; picked, not measured.
 ATTEMPTS = 5
 # Far from what others use on our sockets: tells our answer from the news of somebody's change.
@@ -63,6 +64,7 @@ class NetnsWatch:
             self.close()
             raise
         self._ask = netlink.encode_all([nft_generation.ask_generation()], _SEQUENCE)
+        self._family = 0
         # Dual-stack listeners are found as IPv6 ones; a kernel without IPv6 has only the others.
         self._find = tuple(
             netlink.encode_all([netlink_diag.find_listener(family, port) for port in self.ports], _SEQUENCE)
@@ -73,6 +75,20 @@ class NetnsWatch:
         """Close the sockets; twice is fine."""
         for each in self._sockets:
             each.close()
+
+    def fingerprint(self) -> bytes:
+        """The generation and the listeners in one: equal bytes mean that nothing moved.
+
+        Raises:
+            OSError: the kernel does not answer.
+        """
+        parts = [self.generation().to_bytes(4, "big")]
+        ask, receive = self._find[self._family], self._diag.recv
+        self._diag.send(ask)
+        for _ in self.ports:
+            answer = receive(ANSWER_BYTES)
+            parts += (answer[_COOKIE], answer[_INODE])
+        return b"".join(parts)
 
     def event_fds(self) -> tuple[int, int]:
         """What becomes readable when rules or routing change."""
@@ -108,13 +124,14 @@ class NetnsWatch:
     def listeners(self) -> Holders:
         """Who listens on the ports, on every address; a port without a listener is not in it."""
         found: Holders = {}
-        for question in self._find:
+        for index, question in enumerate(self._find):
             self._diag.send(question)
             for port in self.ports:
                 answer = self._diag.recv(ANSWER_BYTES)
                 if _kind(answer) == netlink_diag.SOCK_DIAG_BY_FAMILY:
                     found.setdefault(port, (int.from_bytes(answer[_INODE], sys.byteorder), answer[_COOKIE]))
             if len(found) == len(self.ports):
+                self._family = index
                 break
         return found
 

@@ -18,7 +18,6 @@ from ambient.engine.dial import dial_socket
 from ambient.engine.reactor import Reactor, Timer
 from ambient.engine.tls import TlsChannel, TlsContext, connect_tls, prepare_hbone
 from ambient.engine.tunnel import (
-    CONNECT_DEADLINE,
     Headers,
     OnOpened,
     TunnelConnection,
@@ -64,10 +63,17 @@ class TunnelPool:
     ) -> None:
         self._reactor = reactor
         self._dialler = dialler
-        self._plan = plan or PoolPlan()
+        limits = reactor.limits
+        self._plan = plan or PoolPlan(
+            max_streams=limits.streams_per_tunnel,
+            idle_seconds=limits.pool_idle,
+            max_age_seconds=limits.pool_max_age,
+        )
         self._windows = windows
         self._tunnels: dict[int, TunnelConnection] = {}
         self._errors: dict[int, Exception] = {}
+        # One callback a connection, not one a stream: of those there are thousands.
+        self._returns: dict[int, Callable[[], None]] = {}
         self._handshakes = 0
         self._timer: Timer | None = None
         self._closed = False
@@ -79,7 +85,7 @@ class TunnelPool:
         headers: Headers,
         on_opened: OnOpened,
         *,
-        deadline: float = CONNECT_DEADLINE,
+        deadline: float | None = None,
     ) -> None:
         """Open a stream on a pooled connection, or on a new one; *on_opened* as in ``open_stream``.
 
@@ -118,6 +124,8 @@ class TunnelPool:
     # Obeying the plan ------------------------------------------------------------------------------
 
     def _obey(self, instructions: list[Instruction]) -> None:
+        if not instructions:
+            return
         for instruction in instructions:
             match instruction:
                 case Open(key, connection):
@@ -158,6 +166,7 @@ class TunnelPool:
             on_available=partial(self._available, connection),
             windows=self._windows,
         )
+        self._returns[connection] = partial(self._released, connection)
         self._obey(self._plan.opened(connection, self._reactor.now()))
 
     def _assign(self, request: _Request, connection: int, reused: bool) -> None:
@@ -172,7 +181,7 @@ class TunnelPool:
         self, request: _Request, connection: int, reused: bool, answer: TunnelStream | Exception
     ) -> None:
         if isinstance(answer, TunnelStream):
-            answer.on_finished = partial(self._released, connection)
+            answer.on_finished = self._returns[connection]
             request.on_opened(answer)
             return
         retry = reused and not request.retried and isinstance(answer, TunnelLost) and answer.retryable
@@ -199,6 +208,7 @@ class TunnelPool:
 
     def _gone(self, connection: int, exc: Exception | None) -> None:
         self._tunnels.pop(connection, None)
+        self._returns.pop(connection, None)
         self._obey(self._plan.gone(connection))
 
     def _later(self, request: _Request, exc: Exception) -> None:
@@ -219,7 +229,7 @@ class _Request:
     __slots__ = ("authority", "deadline", "headers", "key", "on_opened", "retried")
 
     def __init__(
-        self, key: PoolKey, authority: str, headers: Headers, on_opened: OnOpened, deadline: float
+        self, key: PoolKey, authority: str, headers: Headers, on_opened: OnOpened, deadline: float | None
     ) -> None:
         self.key = key
         self.authority = authority
@@ -250,7 +260,7 @@ def hbone_dialler(
             if isinstance(result, OSError):
                 on_connected(result)
                 return
-            prepare_hbone(result)
+            prepare_hbone(reactor, result)
             connect_tls(reactor, result, tls, key.identities, on_connected)
 
         dial_socket(reactor, (key.ip, key.port), connected, netns_fd=netns_fd(key), mark=mark)

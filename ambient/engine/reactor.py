@@ -21,6 +21,7 @@ from time import monotonic
 from typing import Protocol, TypeAlias
 
 from ambient.engine.headroom import Headroom
+from ambient.model.limits import Limits
 from ambient.wire.hbone_budget import WindowBudget
 
 IN = select.EPOLLIN
@@ -57,6 +58,26 @@ class Flushable(Protocol):
         ...
 
 
+class Registered(Protocol):
+    """What ``Reactor.attach`` takes: somebody who waits for the events of one descriptor."""
+
+    @property
+    def on_event(self) -> EventCallback:
+        """Called with the ready events."""
+        ...
+
+    @property
+    def crashed(self) -> ErrorCallback | None:
+        """Given an exception that left ``on_event``; None: it ends the loop."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class _Callbacks:
+    on_event: EventCallback
+    crashed: ErrorCallback | None
+
+
 @dataclass(slots=True, eq=False)
 class Timer:
     """One pending ``call_later``; ``cancel`` is idempotent and safe after it fired."""
@@ -90,10 +111,11 @@ class Reactor:
     Attributes:
         read_buffer: ``READ_BYTES`` shared by all connections; what is in it lasts until the callback
             that read it returns.
-        plain_buffer: The same for what TLS decrypts.
+        plain_buffer: The same for what TLS decrypts, with room for a record that an earlier read began.
         frame_buffer: The same for what is framed in place, with room for a frame header in front;
             ``frame_payload`` is it without that room, ``frame_slots`` are its TLS records, each less the
             room for its own frame header.
+        limits: What is configured for the process's tunnels; set before the first of them.
         windows: What all tunnels of the process may be made to hold beyond their first windows.
         headroom: What is left of descriptors and memory; without limits until somebody sets them.
         on_failure: Told of every exception that ended one connection; the daemon logs it.
@@ -101,7 +123,7 @@ class Reactor:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        self._callbacks: dict[int, tuple[EventCallback, ErrorCallback | None]] = {}
+        self._callbacks: dict[int, Registered] = {}
         self._timers: list[tuple[float, int, Timer]] = []
         self._cancelled = 0
         self._sequence = itertools.count()
@@ -111,13 +133,14 @@ class Reactor:
         self._batches = 0
         self._failures = 0
         self.read_buffer = memoryview(bytearray(READ_BYTES))
-        self.plain_buffer = memoryview(bytearray(READ_BYTES))
+        self.plain_buffer = memoryview(bytearray(READ_BYTES + 2 * SLOT_BYTES))
         self.frame_buffer = memoryview(bytearray(READ_BYTES + SLOT_HEADROOM))
         self.frame_payload = self.frame_buffer[SLOT_HEADROOM:]
         self.frame_slots = [
             self.frame_buffer[start + SLOT_HEADROOM : start + SLOT_BYTES]
             for start in range(0, READ_BYTES, SLOT_BYTES)
         ]
+        self.limits = Limits()
         self.windows = WindowBudget()
         self.headroom = Headroom()
         self.failures: deque[Exception] = deque(maxlen=KEPT_FAILURES)
@@ -137,8 +160,12 @@ class Reactor:
             events: ``IN``, ``OUT`` or 0; errors and hang-ups are always reported.
             on_error: Given an exception that leaves *callback*; without it the exception ends the loop.
         """
+        self.attach(fd, events, _Callbacks(callback, on_error))
+
+    def attach(self, fd: int, events: int, registered: Registered) -> None:
+        """``add`` for an object that has both callbacks as methods: cheaper where there are thousands."""
         self._epoll.register(fd, events)
-        self._callbacks[fd] = (callback, on_error)
+        self._callbacks[fd] = registered
 
     def modify(self, fd: int, events: int) -> None:
         """Ask for other events of an added descriptor."""
@@ -194,9 +221,9 @@ class Reactor:
             if entry is None:
                 continue
             try:
-                entry[0](events)
+                entry.on_event(events)
             except Exception as exc:
-                self._failed(exc, entry[1])
+                self._failed(exc, entry.crashed)
         self._batches += 1
         if self._timers and self._timers[0][0] <= monotonic():
             self._fire_timers()

@@ -132,6 +132,17 @@ class SvidCache:
             if entry.svid is not None
         }
 
+    def certificates(self) -> dict[str, tuple[tuple[bytes, ...], tuple[bytes, ...], str]]:
+        """identity -> its chain and its roots in DER, and why there is no newer one ("" if all is well)."""
+        return {
+            str(identity): (
+                entry.svid.chain if entry.svid is not None else (),
+                entry.svid.roots if entry.svid is not None else (),
+                entry.error,
+            )
+            for identity, entry in self._entries.items()
+        }
+
     def _valid(self, identity: SpiffeId, entry: _Entry) -> Svid:
         svid = entry.svid
         if svid is None:

@@ -23,17 +23,19 @@ from ambient.engine.channel import Data, SocketChannel
 from ambient.engine.reactor import HANG_UP, IN, OUT, Reactor
 from ambient.errors import AmbientError, ConfigError, RemoteProtocolError
 from ambient.model.identity import SpiffeId
-from ambient.pki.svid import spiffe_id_of
+from ambient.pki.svid import CLIENT_USE, SERVER_USE, spiffe_id_of
 
-# A peer that has not finished its handshake by then is cut (reference/threats.md 4).
-TLS_HANDSHAKE_DEADLINE = 5.0
-# A host that vanished without a word is noticed after this many milliseconds (reference/threats.md 4).
-TCP_USER_TIMEOUT_MS = 15_000
 ALPN_HBONE = ("h2",)
 # One record decrypts to at most this (RFC 8446 5.1); a read needs as much room.
 RECORD_BYTES = 16 * 1024
 # Writes up to this size share a record. Picked: a copy of 4 KiB takes about as long as sealing a record.
 GATHER_BYTES = 4 * 1024
+# What a peer may send without a byte for us: four of the largest records. More is a flood of KeyUpdates.
+MAX_BARREN_BYTES = 4 * (RECORD_BYTES + 256)
+# What OpenSSL asks of keys and signatures, whatever its builder's default: 112 bits, no SHA-1, no RSA-1024.
+SECURITY_LEVEL = "DEFAULT@SECLEVEL=2"
+# Encrypted bytes that are sent at once and not at the end of the batch: while the cache still has them.
+SEND_BYTES = 256 * 1024
 # Encrypted bytes that wait for the socket before ``writable`` turns False.
 TLS_HIGH_BYTES = 1024 * 1024
 # A handshake's incoming bytes: the largest chain we would look at. OpenSSL's own bound is 100 KiB.
@@ -58,7 +60,7 @@ class TlsError(AmbientError):
     Args:
         reason: A stable word for records: ``not_tls``, ``no_certificate``, ``bad_certificate``,
             ``no_svid``, ``multiple_svids``, ``foreign_trust_domain``, ``wrong_identity``, ``no_alpn``,
-            ``deadline``, ``closed`` or ``protocol``.
+            ``deadline``, ``closed``, ``flood`` or ``protocol``.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -108,6 +110,7 @@ class TlsContext:
             ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT
         )
         context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.set_ciphers(SECURITY_LEVEL)
         context.check_hostname = False  # Identities are SPIFFE IDs, checked in ``verify_peer``.
         context.verify_mode = ssl.CERT_REQUIRED
         context.set_alpn_protocols(list(alpn))
@@ -150,14 +153,14 @@ def verify_peer(certificate: object, own: SpiffeId, expected: frozenset[SpiffeId
     return identity
 
 
-def verify_leaf(certificate_der: bytes) -> None:
-    """Refuse what OpenSSL lets pass: the certificate of a CA presented as a workload's.
+def verify_leaf(certificate_der: bytes, *, client: bool) -> None:
+    """Refuse what OpenSSL lets pass: a CA's certificate presented as a workload's, or one for any use.
 
     Raises:
-        TlsError: it is one (SPIFFE X509-SVID 4.1), or a second reading of its names disagrees.
+        TlsError: it is one (SPIFFE X509-SVID 4.1, 4.4), or a second reading of its names disagrees.
     """
     try:
-        spiffe_id_of(certificate_der)
+        spiffe_id_of(certificate_der, use=CLIENT_USE if client else SERVER_USE)
     except RemoteProtocolError as exc:
         raise TlsError("bad_certificate", str(exc)) from exc
 
@@ -175,8 +178,8 @@ class TlsChannel(SocketChannel):
     """
 
     __slots__ = (
-        "_encrypt", "_gathered", "_incoming", "_outgoing", "_read", "_tls", "alpn", "identity",
-        "peer_identity", "truncated",
+        "_barren", "_barren_since", "_encrypt", "_gathered", "_incoming", "_outgoing", "_read", "_tls",
+        "alpn", "identity", "peer_identity", "truncated",
     )  # fmt: skip
 
     _high = TLS_HIGH_BYTES
@@ -206,6 +209,8 @@ class TlsChannel(SocketChannel):
         self.peer_identity = peer_identity
         self.alpn = tls.selected_alpn_protocol() or ""
         self.truncated = False
+        self._barren = 0  # Bytes that came since ``bytes_in`` was ``_barren_since``.
+        self._barren_since = 0
 
     def start(self, receiver: object) -> None:
         """Deliver to *receiver* from now on; the peer's first bytes may be here already."""
@@ -237,7 +242,7 @@ class TlsChannel(SocketChannel):
             self._encrypt(data)
         if not self._dirty:
             self._mark_dirty()
-        if self._outgoing.pending > TLS_HIGH_BYTES:
+        if self._outgoing.pending >= SEND_BYTES:
             if not self._mask & OUT:
                 self._write_out()
             self._full = self._backlog() > TLS_HIGH_BYTES
@@ -268,13 +273,18 @@ class TlsChannel(SocketChannel):
             return
         if size:
             self._incoming.write(buffer[:size])
+            before = self.bytes_in
             self._decrypt()
+            if self.bytes_in == before and not self._paused:
+                self._count_barren(size)
         elif not self._eof_in:
             self.truncated = True
             self._ended_in()
 
     def _decrypt(self) -> None:
         """Decrypt and deliver all that came, unless the receiver stops us."""
+        if self._paused or self._sock is None:
+            return
         plain = self._reactor.plain_buffer
         room = len(plain)
         read = self._read
@@ -283,7 +293,7 @@ class TlsChannel(SocketChannel):
         ended = False
         try:
             # Once nothing is pending a further read could only raise SSLWantReadError, which is dear.
-            while incoming.pending and self._sock is not None and not self._paused:
+            while incoming.pending:
                 size = read(room - filled, plain[filled:] if filled else plain)
                 if not size:
                     ended = True
@@ -292,6 +302,8 @@ class TlsChannel(SocketChannel):
                 if room - filled < RECORD_BYTES:
                     self._deliver(plain[:filled])
                     filled = 0
+                    if self._paused or self._sock is None:
+                        break
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLZeroReturnError:
@@ -300,7 +312,8 @@ class TlsChannel(SocketChannel):
             self._deliver(plain[:filled])
             self._broken(exc)
             return
-        self._deliver(plain[:filled])
+        if filled:
+            self._deliver(plain[:filled])
         if self._outgoing.pending:
             self._mark_dirty()  # OpenSSL answered something of its own, such as a KeyUpdate.
         if ended and self._sock is not None and not self._eof_in:
@@ -311,6 +324,13 @@ class TlsChannel(SocketChannel):
             self.bytes_in += len(data)
             if not self._closing:
                 self._receiver_or_fail().data_received(data)
+
+    def _count_barren(self, size: int) -> None:
+        if self._barren_since != self.bytes_in:
+            self._barren_since, self._barren = self.bytes_in, 0
+        self._barren += size
+        if self._barren > MAX_BARREN_BYTES:
+            self.crashed(TlsError("flood", f"{self._barren} bytes of TLS without any data"))
 
     def _broken(self, exc: ssl.SSLError) -> None:
         self._write_out()  # The alert, if there is one.
@@ -376,7 +396,7 @@ def accept_tls(
     context: TlsContext,
     on_done: TlsDone,
     *,
-    deadline: float = TLS_HANDSHAKE_DEADLINE,
+    deadline: float | None = None,
 ) -> None:
     """Shake hands as the server; *sock* (connected, non-blocking) becomes the channel's to close.
 
@@ -393,7 +413,7 @@ def connect_tls(
     expected: frozenset[SpiffeId],
     on_done: TlsDone,
     *,
-    deadline: float = TLS_HANDSHAKE_DEADLINE,
+    deadline: float | None = None,
 ) -> None:
     """Shake hands as the client; the peer must be one of *expected* (empty: none will do).
 
@@ -425,8 +445,10 @@ class _Handshake:
         context: TlsContext,
         expected: frozenset[SpiffeId] | None,
         on_done: TlsDone,
-        deadline: float,
+        deadline: float | None,
     ) -> None:
+        if deadline is None:
+            deadline = reactor.limits.tls_handshake
         self._reactor = reactor
         self._sock = sock
         self._context = context
@@ -488,7 +510,7 @@ class _Handshake:
             if self._tls.selected_alpn_protocol() not in context.alpn:
                 raise TlsError("no_alpn", f"the peer speaks none of {', '.join(context.alpn)}")
             peer = verify_peer(self._tls.getpeercert(), context.identity, self._expected)
-            verify_leaf(self._tls.getpeercert(binary_form=True) or b"")
+            verify_leaf(self._tls.getpeercert(binary_form=True) or b"", client=context.server)
         except TlsError as exc:
             self._failed(exc)
             return
@@ -539,10 +561,11 @@ class _Handshake:
         self._answer(exc, None)
 
 
-def prepare_hbone(sock: socket.socket) -> None:
+def prepare_hbone(reactor: Reactor, sock: socket.socket) -> None:
     """Options of every TCP connection that carries HBONE."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, TCP_USER_TIMEOUT_MS)
+    milliseconds = int(reactor.limits.user_timeout * 1000)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
 
 def _load_svid(context: ssl.SSLContext, svid: Svid) -> None:

@@ -47,15 +47,10 @@ __all__ = [
     "TunnelStream",
 ]
 
-# The answer to a CONNECT includes the destination's dial, whose own deadline is the same (SEAMS: 10 s).
-CONNECT_DEADLINE = 10.0
-# An accepted connection without a first CONNECT is cut (reference/threats.md 4).
-FIRST_REQUEST_DEADLINE = 10.0
-# A silent peer is asked, and cut if it does not answer (reference/threats.md 4: noticed within 15 s).
-PING_INTERVAL = 10.0
-PING_TIMEOUT = 5.0
 # Answers that a peer provokes and does not read (PING, SETTINGS, resets): reference/threats.md 2.
 MAX_CONTROL_BACKLOG_BYTES = 64 * 1024
+# A rejected request that goes on is answered all the same; picked, not measured.
+REJECT_PATIENCE = 1.0
 # DATA in frames of the smallest maximum is cut so that header and payload fill one TLS record.
 _RECORD_PAYLOAD_BYTES = 16 * 1024 - FRAME_HEADER_BYTES
 
@@ -83,7 +78,8 @@ class TunnelConnection:
         on_closed: Called once, when the connection has ended and all its streams have been told;
             None means properly.
         on_available: Called whenever a stream ended or the peer allows more: there is room for another.
-        on_rejected: Server role: a request was answered (status, reason) without asking anyone.
+        on_rejected: Server role: a request was answered (status, reason) without asking anyone; status 0:
+            its stream was reset, for a fault of the peer's or for want of room.
         windows: Bounds what stalled readers make us hold; by default the reactor's, so the process's.
 
     Attributes:
@@ -92,10 +88,10 @@ class TunnelConnection:
     """
 
     __slots__ = (
-        "_control_bytes", "_dirty", "_first", "_goodbye", "_handlers", "_heard", "_on_available",
-        "_on_closed", "_on_rejected", "_on_request", "_opening", "_ping", "_pinged", "_reactor",
-        "_streams_total", "_waiting", "channel", "closed", "frames", "local_address", "peer_address",
-        "peer_identity", "wire",
+        "_control_bytes", "_dirty", "_first", "_goodbye", "_handlers", "_heard", "_late", "_limits",
+        "_on_available", "_on_closed", "_on_rejected", "_on_request", "_opening", "_ping", "_pinged",
+        "_pinged_at", "_reactor", "_streams_total", "_waiting", "channel", "closed", "frames",
+        "local_address", "peer_address", "peer_identity", "wire",
     )  # fmt: skip
 
     def __init__(
@@ -110,6 +106,7 @@ class TunnelConnection:
         windows: WindowBudget | None = None,
     ) -> None:
         self._reactor = reactor
+        self._limits = reactor.limits
         self.channel = channel
         self._on_request = on_request
         self._on_closed = on_closed
@@ -123,12 +120,15 @@ class TunnelConnection:
         self.frames = reactor.frame_buffer
         self.closed = False
         self._opening: dict[Stream, _Opening] = {}
+        # One timer for all answers that are awaited: nearly all come long before it.
+        self._late: Timer | None = None
         self._waiting: dict[TunnelStream, None] = {}
         self._dirty = False
         self._control_bytes = 0
         self._streams_total = 0
         self._heard = reactor.now()
         self._pinged = False
+        self._pinged_at = 0.0
         self._goodbye: Timer | None = None
         self._handlers: dict[type, Callable[[Any], None]] = {
             events.WindowOpened: self._on_window,
@@ -141,10 +141,10 @@ class TunnelConnection:
             events.GoawayReceived: self._on_goaway,
             events.PingAcknowledged: self._on_pong,
         }
-        self._ping = reactor.call_later(PING_INTERVAL, self._check_alive, self.crashed)
+        self._ping = reactor.call_later(self._limits.ping_interval, self._check_alive, self.crashed)
         self._first: Timer | None = None
         if on_request is not None:
-            self._first = reactor.call_later(FIRST_REQUEST_DEADLINE, self._no_request, self.crashed)
+            self._first = reactor.call_later(self._limits.first_connect, self._no_request, self.crashed)
         channel.start(self)
         self.push()
 
@@ -155,7 +155,7 @@ class TunnelConnection:
     # For its owner -----------------------------------------------------------------------------
 
     def open_stream(
-        self, authority: str, headers: Headers, on_opened: OnOpened, *, deadline: float = CONNECT_DEADLINE
+        self, authority: str, headers: Headers, on_opened: OnOpened, *, deadline: float | None = None
     ) -> None:
         """CONNECT to *authority* (``"10.244.1.3:80"``).
 
@@ -170,8 +170,12 @@ class TunnelConnection:
             self._reactor.call_soon(partial(on_opened, exc), _recorded)
             return
         self._streams_total += 1
-        late = self._reactor.call_later(deadline, partial(self._unanswered, stream, deadline), self.crashed)
-        self._opening[stream] = _Opening(authority, on_opened, late)
+        if deadline is None:
+            deadline = self._limits.connect_answer
+        due = self._reactor.now() + deadline
+        self._opening[stream] = _Opening(authority, on_opened, due, deadline)
+        if self._late is None or due < self._late.when:
+            self._await_answers(due)
         self.touch()
 
     @property
@@ -192,7 +196,9 @@ class TunnelConnection:
             self.wire.closing = True  # The server need not know: it opens no streams.
         else:
             self.wire.goaway()
-            self._goodbye = self._reactor.call_later(PING_TIMEOUT, self._no_goodbye, self.crashed)
+            self._goodbye = self._reactor.call_later(
+                self._limits.ping_timeout, self._no_goodbye, self.crashed
+            )
             self.touch()
         self._close_if_drained()
 
@@ -248,9 +254,8 @@ class TunnelConnection:
     def stream_gone(self, stream: TunnelStream) -> None:
         """*stream* ended in both directions."""
         self._waiting.pop(stream, None)
-        if self._on_available is not None and not self.closed:
-            self._reactor.call_soon(self._on_available, self.crashed)
-        self._close_if_drained()
+        if self.wire.closing:
+            self._close_if_drained()
 
     # The channel's receiver ----------------------------------------------------------------------
 
@@ -345,8 +350,16 @@ class TunnelConnection:
             request.refuse(503, "internal error")
 
     def _on_request_rejected(self, event: events.RequestRejected) -> None:
+        if event.stream is not None and event.stream.rejection is not None:
+            late = partial(self._answer_rejected, event.stream)
+            self._reactor.call_later(REJECT_PATIENCE, late, self.crashed)
         if self._on_rejected is not None:
             self._on_rejected(event.status, event.reason)
+
+    def _answer_rejected(self, stream: Stream) -> None:
+        if not self.closed:
+            self.wire.answer_rejected(stream)
+            self.touch()
 
     def _on_response(self, event: events.ResponseReceived) -> None:
         opening = self._opening.pop(event.stream, None)
@@ -374,13 +387,22 @@ class TunnelConnection:
             self._reactor.call_soon(self._on_available, self.crashed)
         self._close_if_drained()
 
-    def _unanswered(self, stream: Stream, deadline: float) -> None:
-        opening = self._opening.pop(stream, None)
-        if opening is not None:
-            self.wire.reset(stream, ErrorCode.CANCEL)
-            self.touch()
-            opening.answer(self, TimeoutError(f"no answer to CONNECT within {deadline:g} s"))
-            self._after_refusal()
+    def _await_answers(self, due: float) -> None:
+        if self._late is not None:
+            self._late.cancel()
+        self._late = self._reactor.call_later(due - self._reactor.now(), self._unanswered, self.crashed)
+
+    def _unanswered(self) -> None:
+        self._late = None
+        now = self._reactor.now()
+        for stream, opening in list(self._opening.items()):
+            if opening.due <= now and self._opening.pop(stream, None) is not None:
+                self.wire.reset(stream, ErrorCode.CANCEL)
+                self.touch()
+                opening.answer(self, TimeoutError(f"no answer to CONNECT within {opening.deadline:g} s"))
+                self._after_refusal()
+        if self._opening and not self.closed and self._late is None:
+            self._await_answers(min(opening.due for opening in self._opening.values()))
 
     def _stream_crashed(self, stream: TunnelStream, exc: Exception) -> None:
         self._reactor.record_failure(exc)
@@ -406,22 +428,25 @@ class TunnelConnection:
         if not self.channel.writable:
             self._control_bytes += len(out)
             if self._control_bytes > MAX_CONTROL_BACKLOG_BYTES:
-                self._end(TunnelLost("the peer provokes answers and does not read them"))
+                self._end(RemoteProtocolError("the peer provokes answers and does not read them"))
 
     def _check_alive(self) -> None:
-        silent = self._reactor.now() - self._heard
-        if self._pinged and silent >= PING_TIMEOUT:
+        now, limits = self._reactor.now(), self._limits
+        silent = now - self._heard
+        # Nothing since the PING: how long ago its answer came says nothing, this timer may be late.
+        if self._pinged and self._heard < self._pinged_at:
             self._end(TunnelLost(f"no sign of life for {silent:.0f} s", retryable=True))
             return
-        self._pinged = silent >= PING_INTERVAL
+        self._pinged = silent >= limits.ping_interval
         if self._pinged:
+            self._pinged_at = now
             self.wire.ping(PING_BYTES)
             self.touch()
-        wait = PING_TIMEOUT if self._pinged else PING_INTERVAL - silent
+        wait = limits.ping_timeout if self._pinged else limits.ping_interval - silent
         self._ping = self._reactor.call_later(wait, self._check_alive, self.crashed)
 
     def _no_request(self) -> None:
-        self._end(TunnelLost(f"no CONNECT within {FIRST_REQUEST_DEADLINE:g} s"))
+        self._end(RemoteProtocolError(f"no CONNECT within {self._limits.first_connect:g} s"))
 
     def _no_goodbye(self) -> None:
         # It does not answer, so it opens nothing either; what lives may go on.
@@ -442,7 +467,7 @@ class TunnelConnection:
         if self.closed:
             return
         self.closed = True
-        for timer in (self._ping, self._first, self._goodbye):
+        for timer in (self._ping, self._first, self._goodbye, self._late):
             if timer is not None:
                 timer.cancel()
         lost = exc or TunnelLost("the connection was closed", retryable=True)
@@ -463,16 +488,16 @@ class TunnelConnection:
 class _Opening:
     """A CONNECT that waits for its answer."""
 
-    __slots__ = ("authority", "late", "on_opened")
+    __slots__ = ("authority", "deadline", "due", "on_opened")
 
-    def __init__(self, authority: str, on_opened: OnOpened, late: Timer) -> None:
+    def __init__(self, authority: str, on_opened: OnOpened, due: float, deadline: float) -> None:
         self.authority = authority
         self.on_opened = on_opened
-        self.late = late
+        self.due = due
+        self.deadline = deadline
 
     def answer(self, connection: TunnelConnection, answer: TunnelStream | Exception) -> None:
         """Tell whoever asked; its exception costs its stream only."""
-        self.late.cancel()
         try:
             self.on_opened(answer)
         except Exception as exc:
@@ -487,8 +512,11 @@ def _lost(exc: Exception) -> Exception:
 
 
 def _why(event: events.StreamReset) -> str:
-    name = ErrorCode(event.code).name if event.code in ErrorCode._value2member_map_ else str(event.code)
-    return f"stream reset: {name} ({event.reason})"
+    return f"stream reset: {_code_name(event.code)} ({event.reason})"
+
+
+def _code_name(code: int) -> str:
+    return ErrorCode(code).name if code in ErrorCode._value2member_map_ else str(code)
 
 
 def _recorded(exc: Exception) -> None:

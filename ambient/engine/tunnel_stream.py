@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
-from ambient.engine.channel import PUMP_BLOCKED, Data, Receiver, SocketChannel
+from ambient.engine.channel import NOTHING, PUMP_BLOCKED, Data, Receiver, SocketChannel
 from ambient.engine.reactor import READ_BYTES, SLOT_BYTES, Reactor
 from ambient.errors import AmbientError
 from ambient.wire.hbone_events import Stream
@@ -26,6 +26,8 @@ Headers: TypeAlias = tuple[tuple[str, str], ...]
 
 _SLOT_PAYLOAD_BYTES = SLOT_BYTES - FRAME_HEADER_BYTES
 _SLOTS = READ_BYTES // SLOT_BYTES
+# The largest frame: with its header a whole number of TLS records.
+_FRAME_BYTES = READ_BYTES - FRAME_HEADER_BYTES
 
 
 class TunnelRefused(AmbientError):
@@ -85,12 +87,12 @@ class TunnelStream:
         self.on_finished: Callable[[], None] | None = None
         self._receiver: Receiver | None = None
         self._sink: SocketChannel | None = None
-        self._held: list[bytes] = []  # What came while paused, at most the stream's window.
+        self._held = NOTHING  # What came while paused, at most the stream's window.
         self._owed = 0  # Delivered or held, and not yet given back to the peer.
         self._eof_held = False
         self._eof_delivered = False
         self._paused = False
-        self._out: deque[bytes] = deque()
+        self._out = NOTHING
         self._out_bytes = 0
         self._eof_wanted = False
         self._wants_room = False
@@ -143,6 +145,8 @@ class TunnelStream:
         self.bytes_out += size
         sent = 0 if self._out else self.connection.send_data(self._stream, data)
         if sent < size and not self._finished:
+            if self._out is NOTHING:
+                self._out = deque()
             self._out.append(bytes(data[sent:]))
             self._out_bytes += size - sent
             self.connection.wait_for_room(self)
@@ -173,7 +177,7 @@ class TunnelStream:
             return
         self._closing = True
         self._paused = False
-        self._held.clear()
+        self._held = NOTHING
         self._give_back()
         self._eof_wanted = True
         self._end_if_flushed()
@@ -216,7 +220,8 @@ class TunnelStream:
             self._give_back()
             return
         if self._paused or self._receiver is None or self._held:
-            self._held.extend(bytes(part) for part in parts)
+            for part in parts:
+                self._hold(part)
             return
         self._deliver(parts, total)
 
@@ -237,6 +242,7 @@ class TunnelStream:
                 self.connection.wait_for_room(self)
                 return
             self._out.popleft()
+        self._out = NOTHING
         if self._eof_wanted:
             self._end_if_flushed()
         elif self._wants_room:
@@ -255,7 +261,7 @@ class TunnelStream:
         """The peer sent all it had and wants no more; False if it had not ended its direction."""
         if not self._eof_held:
             return False
-        self._out.clear()
+        self._out = NOTHING
         self._eof_wanted = True
         self._finish_if_done()
         return True
@@ -272,7 +278,7 @@ class TunnelStream:
             connection.wait_for_room(self)
             return PUMP_BLOCKED
         if wire.peer_max_frame >= READ_BYTES:
-            return self._pump_one(sock, room if room < READ_BYTES else READ_BYTES)
+            return self._pump_one(sock, room if room < _FRAME_BYTES else _FRAME_BYTES)
         if self._bulk and room >= _SLOTS * _SLOT_PAYLOAD_BYTES:
             return self._pump_slots(sock)
         limit = min(room, _SLOT_PAYLOAD_BYTES)
@@ -338,7 +344,7 @@ class TunnelStream:
             for part in parts:
                 if self._paused:
                     # Stopped between two slices: the rest waits with its turn.
-                    self._held.append(bytes(part))
+                    self._hold(part)
                     self.bytes_in -= len(part)
                     self._owed -= len(part)
                 elif not self._finished:
@@ -346,9 +352,14 @@ class TunnelStream:
         if not self._paused:
             self._give_back()
 
+    def _hold(self, part: memoryview) -> None:
+        if self._held is NOTHING:
+            self._held = deque()
+        self._held.append(bytes(part))
+
     def _deliver_held(self) -> None:
         while self._held and not self._paused and not self._finished:
-            piece = self._held.pop(0)
+            piece = self._held.popleft()
             self._deliver([memoryview(piece)], len(piece))
         if self._eof_held and not self._held and not self._paused:
             self._deliver_eof()
@@ -398,8 +409,7 @@ class TunnelStream:
         self._finished = True
         self._reason = exc
         self._stream.owner = None
-        self._held.clear()
-        self._out.clear()
+        self._held = self._out = NOTHING
         self._sink = None
         if self.request is not None:
             self.request.cancelled()

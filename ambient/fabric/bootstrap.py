@@ -22,6 +22,7 @@ def main(arguments: list[str]) -> None:
     os.set_inheritable(ready_fd, False)
     nested = fabric == "netns" and rootless == "1"
     owner = os.geteuid()
+    machine = os.stat("/proc/self/ns/net")
     try:
         if fabric == "netns":
             make_namespaces(rootless=nested)
@@ -41,6 +42,8 @@ def main(arguments: list[str]) -> None:
         "AMBIENT_NODES": nodes,
         "AMBIENT_FABRIC": fabric,
         "AMBIENT_ROOTLESS": rootless,
+        # No guest of the mesh: the namespace in which it was started.
+        "AMBIENT_MACHINE_NETNS": f"{machine.st_dev}:{machine.st_ino}",
     }
     init.main(run_dir, (ready_fd,), environment, nested=nested, contained=fabric == "netns")
 

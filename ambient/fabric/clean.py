@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ambient.errors import AmbientError
-from ambient.fabric import rundir
+from ambient.fabric import guestbook, rundir
 
 # After SIGKILL of init the kernel takes its processes and namespaces down by itself.
 KILL_SECONDS = 20.0
@@ -54,6 +54,7 @@ def down(run_dir: str, timeout: float = DOWN_SECONDS) -> bool:
         return False
     if not _end(record, signal.SIGTERM, timeout):
         _end(record, signal.SIGKILL, KILL_SECONDS)
+    guestbook.clear_rules(run_dir)
     _remove(run_dir)
     return True
 
@@ -71,6 +72,7 @@ def kill(run_dir: str) -> int:
 def clean(run_dir: str) -> Cleaned:
     """Remove a mesh and its run directory in whatever state they are."""
     killed = kill(run_dir)
+    guestbook.clear_rules(run_dir)
     return Cleaned(killed=killed, removed=_remove(run_dir))
 
 

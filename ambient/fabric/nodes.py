@@ -37,6 +37,11 @@ def zds_path(run_dir: str, node: str) -> str:
     return f"{run_dir}/nodes/{node}/zds.sock"
 
 
+def admin_path(run_dir: str, node: str) -> str:
+    """Where the node's ztunnel answers the command line."""
+    return f"{run_dir}/nodes/{node}/admin.sock"
+
+
 def snapshot_path(run_dir: str, node: str) -> str:
     """Where the node's ztunnel keeps what it knows of the mesh, for the next one."""
     return f"{run_dir}/nodes/{node}/mesh.snapshot"
@@ -58,7 +63,10 @@ def daemons(base: Mapping[str, str], run_dir: str, node: Node) -> tuple[Daemon, 
     os.makedirs(os.path.dirname(zds_path(run_dir, node.name)), exist_ok=True)
     environment = node_environment(base, run_dir, node.plan)
     # As in a cluster: what the mesh does not know is asked of the cluster's name server.
-    resolving = {"AMBIENT_DNS_UPSTREAMS": " ".join(NETNS.dns)}
+    ztunnels = {
+        "AMBIENT_DNS_UPSTREAMS": " ".join(NETNS.dns),
+        "AMBIENT_ADMIN_UDS": admin_path(run_dir, node.name),
+    }
 
     def daemon(role: str, module: str, environment: Mapping[str, str]) -> Daemon:
         return Daemon(
@@ -74,7 +82,7 @@ def daemons(base: Mapping[str, str], run_dir: str, node: Node) -> tuple[Daemon, 
 
     return (
         daemon("agent", "ambient.redirect", environment),
-        daemon("ztunnel", "ztunnel", environment | resolving),
+        daemon("ztunnel", "ztunnel", environment | ztunnels),
     )
 
 

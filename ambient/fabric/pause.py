@@ -162,6 +162,8 @@ def _hold(writer: int) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.chdir("/")
     os.closerange(0, 1 << 20)
+    # It only waits; and daemons with few powers of their own must be able to look at its namespaces.
+    syscalls.drop_capabilities()
     while signal.sigwait({signal.SIGCHLD, signal.SIGTERM}) == signal.SIGCHLD:
         with suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:

@@ -64,6 +64,11 @@ class PodRunner:
         everything = self._parts()
         return bool(everything) and not self._failed and all(each.ready for each in everything)
 
+    @property
+    def netns(self) -> int | None:
+        """Descriptor of its network namespace, while it has one."""
+        return self._lodging.netns
+
     def _parts(self) -> list[ContainerRunner | sidecars.Proxy]:
         return [*self._containers, *([self._proxy] if self._proxy is not None else [])]
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from enum import IntFlag
 
 
@@ -45,6 +46,9 @@ _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
 # linux/capability.h: the highest number known when this was written; unknown ones answer EINVAL.
 _LAST_CAPABILITY = 63
+
+# _LINUX_CAPABILITY_VERSION_3, and 0: this process.
+_CAPABILITY_HEADER = (0x20080522).to_bytes(4, sys.byteorder) + bytes(4)
 
 # What a container of root keeps, by number (linux/capability.h): chown 0, dac_override 1, fowner 3,
 # fsetid 4, kill 5, setgid 6, setuid 7, setpcap 8, net_bind_service 10, sys_chroot 18, setfcap 31.
@@ -85,6 +89,11 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = 
     )
 
 
+def unmount(target: str, flags: int = 0) -> None:
+    """Unmount what is mounted on *target*."""
+    _check(_libc.umount2(os.fsencode(target), ctypes.c_int(flags)), target)
+
+
 def set_hostname(name: str) -> None:
     """Name this UTS namespace."""
     raw = name.encode()
@@ -115,6 +124,11 @@ def adopt_orphans() -> None:
 def no_new_privileges() -> None:
     """Make setuid bits and file capabilities powerless in this process and its children."""
     _check(_prctl(_PR_SET_NO_NEW_PRIVS, 1), "prctl NO_NEW_PRIVS")
+
+
+def drop_capabilities() -> None:
+    """Give up every capability that this process has."""
+    _check(_libc.capset(_CAPABILITY_HEADER, bytes(24)), "capset")
 
 
 def keep_capabilities(kept: frozenset[int]) -> None:

@@ -186,6 +186,32 @@ _PEER_AUTHENTICATION = struct(
     {"selector": _WORKLOAD_SELECTOR, "mtls": _MTLS, "portLevelMtls": map_of(port_text, _MTLS)}
 )
 
+# Read, never enforced: ``ambient check --pre`` says whether HBONE would get through.
+_POLICY_PORT = struct(
+    {"protocol": choice("TCP", "UDP", "SCTP"), "port": port_or_name, "endPort": port},
+)
+_POLICY_PEER = struct(
+    {
+        "podSelector": _LABEL_SELECTOR,
+        "namespaceSelector": _LABEL_SELECTOR,
+        "ipBlock": struct({"cidr": text(), "except": list_of(text())}, required=("cidr",)),
+    }
+)
+
+
+def _policy_rule(side: str) -> Check:
+    return struct({"ports": list_of(_POLICY_PORT), side: list_of(_POLICY_PEER)})
+
+
+_NETWORK_POLICY = struct(
+    {
+        "podSelector": _LABEL_SELECTOR,
+        "policyTypes": list_of(choice("Ingress", "Egress")),
+        "ingress": list_of(_policy_rule("from")),
+        "egress": list_of(_policy_rule("to")),
+    }
+)
+
 _ISTIO = ("v1", "v1beta1")
 _USED = (
     Kind(
@@ -217,6 +243,7 @@ _USED = (
         _ISTIO,
         check=_object(_PEER_AUTHENTICATION, needs_spec=False),
     ),
+    Kind("NetworkPolicy", "networking.k8s.io", ("v1",), check=_object(_NETWORK_POLICY)),
 )
 
 # Group -> kinds that a dump of a cluster may hold and the mesh has no use for.
@@ -241,7 +268,7 @@ _UNUSED = {
     "TLSRoute UDPRoute",
     "networking.istio.io": "DestinationRule EnvoyFilter Gateway ProxyConfig ServiceEntry Sidecar "
     "VirtualService WorkloadEntry WorkloadGroup",
-    "networking.k8s.io": "IPAddress Ingress IngressClass NetworkPolicy ServiceCIDR",
+    "networking.k8s.io": "IPAddress Ingress IngressClass ServiceCIDR",
     "node.k8s.io": "RuntimeClass",
     "policy": "PodDisruptionBudget",
     "rbac.authorization.k8s.io": "ClusterRole ClusterRoleBinding Role RoleBinding",

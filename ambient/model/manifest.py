@@ -52,6 +52,8 @@ class _Noted:
             raise obj.error(f"{obj} is already defined at {first}")
 
     def warnings(self) -> Iterator[str]:
+        if any(kind == "NetworkPolicy" for _, kind, _, _ in self.origins):
+            yield "NetworkPolicy is not enforced here; ambient check --pre namespace/NS reads it"
         if self.kinds:
             yield f"kinds accepted and not used: {', '.join(sorted(self.kinds))}"
         for kind in sorted(self.fields):

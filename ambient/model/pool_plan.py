@@ -19,10 +19,9 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from ambient.model.identity import SpiffeId
+from ambient.model.limits import Limits
 
-# Istio's POOL_MAX_STREAMS_PER_CONNECTION and POOL_UNUSED_RELEASE_TIMEOUT (ztunnel.md 4).
-MAX_STREAMS = 100
-IDLE_SECONDS = 300.0
+_DEFAULT = Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +84,6 @@ Instruction: TypeAlias = Open | Assign | Fail | Close
 
 
 @dataclass(slots=True)
-class _Connection:
-    key: PoolKey
-    connected: bool = False
-    retired: bool = False  # Takes no more streams.
-    streams: int = 0
-    used: bool = False
-    limit: int = MAX_STREAMS
-    idle_since: float = 0.0
-
-
-@dataclass(slots=True)
 class _Group:
     """Connections and waiting requests of one key."""
 
@@ -103,12 +91,32 @@ class _Group:
     waiting: deque[Hashable] = field(default_factory=deque)
 
 
+@dataclass(slots=True)
+class _Connection:
+    key: PoolKey
+    group: _Group
+    connected: bool = False
+    retired: bool = False  # Takes no more streams.
+    streams: int = 0
+    used: bool = False
+    limit: int = _DEFAULT.streams_per_tunnel
+    idle_since: float = 0.0
+    opened_at: float = 0.0
+
+
 class PoolPlan:
     """The state of the pool; every method returns what is to be done now, in order."""
 
-    def __init__(self, *, max_streams: int = MAX_STREAMS, idle_seconds: float = IDLE_SECONDS) -> None:
+    def __init__(
+        self,
+        *,
+        max_streams: int = _DEFAULT.streams_per_tunnel,
+        idle_seconds: float = _DEFAULT.pool_idle,
+        max_age_seconds: float = _DEFAULT.pool_max_age,
+    ) -> None:
         self._max_streams = max_streams
         self._idle_seconds = idle_seconds
+        self._max_age_seconds = max_age_seconds
         self._groups: dict[PoolKey, _Group] = {}
         self._connections: dict[int, _Connection] = {}
         self._next = 1
@@ -127,11 +135,11 @@ class PoolPlan:
         if entry is None:
             return [Close(connection)]
         entry.connected = True
-        entry.idle_since = now
+        entry.idle_since = entry.opened_at = now
         if entry.retired:
             self._drop(connection)
             return [Close(connection), *self._serve_group(entry.key)]
-        return self._serve(entry.key, self._groups[entry.key])
+        return self._serve(entry.key, entry.group)
 
     def failed(self, connection: int) -> list[Instruction]:
         """The handshake failed; everyone who waits for the key learns of it."""
@@ -151,11 +159,13 @@ class PoolPlan:
             return []
         entry.streams -= 1
         entry.idle_since = now
+        if not entry.retired and not entry.group.waiting:
+            return []
         if entry.retired and not entry.streams:
             self._drop(connection)
             self._tidy(entry.key)
             return [Close(connection)]
-        return self._serve(entry.key, self._groups[entry.key])
+        return self._serve(entry.key, entry.group)
 
     def limited(self, connection: int, streams: int) -> list[Instruction]:
         """The peer allows *streams* at a time on *connection* (SETTINGS)."""
@@ -163,7 +173,7 @@ class PoolPlan:
         if entry is None:
             return []
         entry.limit = min(streams, self._max_streams)
-        return self._serve(entry.key, self._groups[entry.key])
+        return self._serve(entry.key, entry.group)
 
     def retire(self, connection: int) -> list[Instruction]:
         """*connection* takes no more streams (GOAWAY); those that live go on."""
@@ -187,10 +197,12 @@ class PoolPlan:
         return [instruction for number in found for instruction in self.retire(number)]
 
     def tick(self, now: float) -> list[Instruction]:
-        """Time passed: close what has been idle for too long."""
+        """Time passed: close what has been idle for too long, retire what is too old."""
         found: list[Instruction] = []
         for number, entry in list(self._connections.items()):
-            if entry.connected and not entry.streams and now - entry.idle_since >= self._idle_seconds:
+            if entry.connected and now - entry.opened_at >= self._max_age_seconds:
+                found += self.retire(number)
+            elif entry.connected and not entry.streams and now - entry.idle_since >= self._idle_seconds:
                 self._drop(number)
                 self._tidy(entry.key)
                 found.append(Close(number))
@@ -240,7 +252,9 @@ class PoolPlan:
 
     def _open(self, key: PoolKey, group: _Group) -> Open:
         number, self._next = self._next, self._next + 1
-        self._connections[number] = group.connections[number] = _Connection(key, limit=self._max_streams)
+        self._connections[number] = group.connections[number] = _Connection(
+            key, group, limit=self._max_streams
+        )
         return Open(key, number)
 
     @staticmethod
@@ -250,7 +264,7 @@ class PoolPlan:
     def _drop(self, connection: int) -> _Connection | None:
         entry = self._connections.pop(connection, None)
         if entry is not None:
-            del self._groups[entry.key].connections[connection]
+            del entry.group.connections[connection]
         return entry
 
     def _tidy(self, key: PoolKey) -> None:

@@ -74,6 +74,8 @@ class AccessRecord:
         duration: Seconds.
         error: Empty if all went well.
         early: The connection was refused before it could be attributed ("connection failed").
+        trace: The trace it belongs to, 32 hexadecimal digits, the same in the records of both its ends. Only
+            in JSON: the text form is Istio's.
     """
 
     ended: datetime
@@ -88,6 +90,7 @@ class AccessRecord:
     error: str = ""
     flag: Flag = Flag.NONE
     early: bool = False
+    trace: str = ""
 
     @property
     def level(self) -> str:
@@ -160,6 +163,7 @@ def _candidates(record: AccessRecord) -> Iterator[tuple[str, str | int]]:
         yield "bytes_recv", record.bytes_received
         yield "duration", f"{int(record.duration * 1000)}ms"
     yield "error", record.error
+    yield "trace_id", record.trace
 
 
 def _peer(prefix: str, peer: Peer) -> Iterator[tuple[str, str]]:

@@ -14,9 +14,12 @@ from typing import Self
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from ambient.errors import ConfigError, RemoteProtocolError
 from ambient.model.identity import SpiffeId
+
+SERVER_USE, CLIENT_USE = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH
 
 
 def new_key() -> ec.EllipticCurvePrivateKey:
@@ -24,12 +27,15 @@ def new_key() -> ec.EllipticCurvePrivateKey:
     return ec.generate_private_key(ec.SECP256R1())
 
 
-def spiffe_id_of(certificate_der: bytes) -> SpiffeId:
+def spiffe_id_of(certificate_der: bytes, *, use: x509.ObjectIdentifier | None = None) -> SpiffeId:
     """Read the one SPIFFE ID of a leaf certificate.
 
+    Args:
+        use: What it must be good for; a certificate that names no use is good for none (X509-SVID 4.4).
+
     Raises:
-        RemoteProtocolError: no certificate, a CA's, no or several URI SANs, or a URI that is not
-            exactly a SPIFFE ID of Istio's shape (NUL and other odd bytes included).
+        RemoteProtocolError: no certificate, a CA's, one of another use, no or several URI SANs, or a URI that
+            is not exactly a SPIFFE ID of Istio's shape (NUL and other odd bytes included).
     """
     try:
         certificate = x509.load_der_x509_certificate(certificate_der)
@@ -37,6 +43,12 @@ def spiffe_id_of(certificate_der: bytes) -> SpiffeId:
     except (ValueError, TypeError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as exc:
         raise RemoteProtocolError(f"not a certificate: {exc}") from exc
     _require_leaf(extensions)
+    if use is not None:
+        _require_use(extensions, use)
+    if not certificate.subject.rdns and not _names_are_critical(extensions):
+        raise RemoteProtocolError(
+            "no subject, and its alternative names are not critical"
+        )  # RFC 5280 4.2.1.6
     return _single_identity(extensions)
 
 
@@ -49,6 +61,22 @@ def _require_leaf(extensions: x509.Extensions) -> None:
                 raise RemoteProtocolError("a certificate that may sign others is no workload's")
             case _:
                 pass
+
+
+def _require_use(extensions: x509.Extensions, use: x509.ObjectIdentifier) -> None:
+    try:
+        uses = extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound as exc:
+        raise RemoteProtocolError("no extended key usage") from exc
+    if use not in uses:
+        raise RemoteProtocolError("its extended key usage is another")
+
+
+def _names_are_critical(extensions: x509.Extensions) -> bool:
+    try:
+        return extensions.get_extension_for_class(x509.SubjectAlternativeName).critical
+    except x509.ExtensionNotFound:
+        return True  # That there are none is told by whoever looks for them.
 
 
 def _single_identity(extensions: x509.Extensions) -> SpiffeId:

@@ -9,6 +9,7 @@ import time
 import trio
 
 from ambient.engine.follow import control_socket
+from ambient.engine.privileges import NODE_DAEMON, keep_only
 from ambient.errors import AmbientError, ConfigError
 from ambient.redirect.agent import Agent, read_settings
 
@@ -53,4 +54,5 @@ def _only(exc: BaseException) -> BaseException:
 
 
 if __name__ == "__main__":
+    keep_only(NODE_DAEMON)
     sys.exit(main())

@@ -22,14 +22,18 @@ from ambient.model.explain import refuses_strangers
 from ambient.redirect.attestation import Attestor
 from ambient.redirect.dns_server import DnsServer
 from ambient.redirect.pod_keeper import Around, PodKeeper
+from ambient.redirect.survey import survey
 from ambient.redirect.vips import VirtualAddresses
 from ambient.redirect.zds_server import Named, ZdsServer
+from ambient.wire.frames import Frame
 from ambient.wire.xds import NodePod
 
 log = logging.getLogger("agent")
 
 # A name server's socket that cannot be had is tried again: its address may not be there yet. Picked.
 DNS_RETRY_SECONDS = 1.0
+# Control takes three times as long without a word for silence.
+ROUNDS_BETWEEN_WORDS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +97,10 @@ class Agent:
         self._follow.on_pods = self._pods_named
         self._zds.on_drained = self._drained
         self._zds.on_refused = self._refused
+        self._follow.on_frame["survey"] = self._survey
+        self._attestor.on_round = self._attested
+        self._rounds = 0
+        self._surveys = trio.CapacityLimiter(1)
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT; the pods stay as they are.
@@ -150,6 +158,35 @@ class Agent:
     def _is_strict(self, uid: str) -> bool:
         workload = self._follow.mesh.workload(uid)
         return workload is None or refuses_strangers(self._follow.mesh, workload)
+
+    def _survey(self, frame: Frame) -> None:
+        """Control asks how enrolling a pod would go."""
+        match frame:
+            case {"id": int(number), "uid": str(uid)} if uid in self._pods:
+                assert self._nursery is not None
+                self._nursery.start_soon(self._answer_survey, number, self._pods[uid].pod)
+
+    async def _answer_survey(self, number: int, pod: NodePod) -> None:
+        # Listing connections takes the kernel 10 ms and more: others go on meanwhile.
+        found = await trio.to_thread.run_sync(survey, pod, self._zds.pids(), limiter=self._surveys)
+        self._follow.send({"kind": "surveyed", "id": number, **found})
+
+    def _attested(self) -> None:
+        """After each round; every few of them control hears that they go on."""
+        self._rounds += 1
+        if self._rounds % ROUNDS_BETWEEN_WORDS != 1:
+            return
+        now = self._attestor.statistics()
+        self._follow.send(
+            {
+                "kind": "attestation",
+                "enrolled": now.enrolled,
+                "lost": now.lost,
+                "checks": now.checks,
+                "repairs": sum(now.repairs.values()),
+                "plaintext": dict(now.plaintext),
+            }
+        )
 
     async def _snapshot(self) -> list[Named]:
         await self._known.wait()

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import logging
 import select
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -39,6 +40,7 @@ from ambient.redirect.attestation_plan import (
     retry_delay,
 )
 from ambient.redirect.plan import Capture
+from ambient.redirect.pod_capture import Existing
 from ambient.redirect.sockets import PROXY_PORTS
 
 log = logging.getLogger("agent")
@@ -47,6 +49,8 @@ log = logging.getLogger("agent")
 PAUSE_SECONDS = 0.05
 # Pods looked at before others may run; a look takes 40 us.
 LOOKS_IN_A_ROW = 25
+# Older connections of one pod that are asked for at one look, 6 us each; the rest when these have ended.
+MAX_CONNECTIONS_ASKED = 64
 
 
 class Subject(Protocol):
@@ -71,6 +75,13 @@ class Subject(Protocol):
     @property
     def capture(self) -> Capture:
         """What is captured of it."""
+
+    @property
+    def existing(self) -> Existing:
+        """Connections older than its capture."""
+
+    @existing.setter
+    def existing(self, value: Existing) -> None: ...
 
     def judged(self, verdict: Repair | GiveUp) -> None:
         """Act."""
@@ -100,6 +111,8 @@ class _Watched:
     capture: Capture | None = None
     generation: int = -1
     holders: Holders = field(default_factory=dict)
+    # What it looked like when all was well; equal bytes need no second look. b"": look.
+    fingerprint: bytes = b""
     past: Past = field(default_factory=Past)
 
 
@@ -113,13 +126,19 @@ class _Lost:
 
 @dataclass(frozen=True, slots=True)
 class AttestationStatistics:
-    """What was seen and done so far; *repairs* and *given_up* by what and since the agent's start."""
+    """What is, and what was seen and done since the agent's start.
+
+    Attributes:
+        repairs: By what was put right.
+        plaintext: Uid -> how many connections older than its enrollment still live, where there are any.
+    """
 
     enrolled: int
     lost: int
     checks: int
     given_up: int
     repairs: Mapping[str, int]
+    plaintext: Mapping[str, int]
 
 
 class Attestor:
@@ -147,7 +166,11 @@ class Attestor:
         """For metrics and reports."""
         enrolled = sum(1 for each in self._subjects.values() if each.attestable)
         lost = sum(1 for each in self._subjects.values() if each.lost)
-        return AttestationStatistics(enrolled, lost, self._checks, self._given_up, dict(self._repairs))
+        older = {uid: len(each.existing.kept) for uid, each in self._subjects.items() if not each.lost}
+        plaintext = {uid: number for uid, number in older.items() if number}
+        return AttestationStatistics(
+            enrolled, lost, self._checks, self._given_up, dict(self._repairs), plaintext
+        )
 
     async def run(self) -> None:
         """Attest until cancelled."""
@@ -163,20 +186,31 @@ class Attestor:
     async def _every_second(self) -> None:
         while True:
             started = trio.current_time()
-            for uid in self._watched.keys() - self._subjects.keys():
-                self._forget(uid)
-            for number, uid in enumerate(tuple(self._subjects)):
-                self._look(uid)
+            for number, _ in enumerate(self._looks()):
                 if number % LOOKS_IN_A_ROW == LOOKS_IN_A_ROW - 1:
                     await trio.lowlevel.checkpoint()
-            self._sockets = None
             self.on_round()
             await trio.sleep_until(started + CHECK_SECONDS)
+
+    def look_at_all(self) -> None:
+        """One round, without rest; what ``run`` does once a second."""
+        for _ in self._looks():
+            pass
+
+    def _looks(self) -> Iterator[None]:
+        for uid in self._watched.keys() - self._subjects.keys():
+            self._forget(uid)
+        for uid in tuple(self._subjects):
+            self._look(uid)
+            yield
+        self._sockets = None
 
     async def _on_events(self) -> None:
         while True:
             await trio.lowlevel.wait_readable(self._epoll.fileno())
             for uid in {self._owners[fd] for fd, _ in self._epoll.poll(0) if fd in self._owners}:
+                if (watched := self._watched.get(uid)) is not None:
+                    watched.fingerprint = b""  # Of routing, news are all there is.
                 self._look(uid)
             self._sockets = None
             await trio.sleep(PAUSE_SECONDS)
@@ -194,17 +228,37 @@ class Attestor:
             self._try_again(uid, subject)
 
     def _attest(self, uid: str, subject: Subject) -> None:
-        now = trio.current_time()
+        now = time.monotonic()
+        self._checks += 1
         try:
             watched = self._watch(uid, subject)
+            self._count_older(watched, subject)
+            if self._is_unchanged(watched, subject):
+                return
+            before = watched.watch.fingerprint()
             seen = self._see(watched, subject)
         except OSError as exc:
             log.error("%s cannot be attested: %s", uid, exc)
             self._forget(uid)
             return
-        self._checks += 1
         verdict, watched.past = decide(seen, watched.past, now, self._ztunnel_now())
+        # What moves while it is looked at is not what was seen.
+        watched.fingerprint = before if isinstance(verdict, Fine) else b""
         self._obey(uid, subject, verdict)
+
+    def _count_older(self, watched: _Watched, subject: Subject) -> None:
+        if subject.existing.kept:
+            living = watched.watch.living(subject.existing.kept[:MAX_CONNECTIONS_ASKED])
+            subject.existing = Existing(tuple(living) + subject.existing.kept[MAX_CONNECTIONS_ASKED:])
+
+    def _is_unchanged(self, watched: _Watched, subject: Subject) -> bool:
+        """The quick look: the pod is to the byte what it was when all was well."""
+        return (
+            watched.fingerprint != b""
+            and (watched.capture is (now := subject.capture) or watched.capture == now)
+            and evidence.namespace_at(subject.path, watched.identity) is Namespace.SAME
+            and watched.watch.fingerprint() == watched.fingerprint
+        )
 
     def _ztunnel_now(self) -> attestation_plan.Ztunnel:
         if self._ztunnel.connected:
@@ -220,14 +274,14 @@ class Attestor:
                 subject.judged(verdict)
             case GiveUp(reason):
                 self._given_up += 1
-                self._lost[uid] = _Lost(0, trio.current_time() + retry_delay(0))
+                self._lost[uid] = _Lost(0, time.monotonic() + retry_delay(0))
                 log.error("%s is not enrolled any more: %s", uid, reason)
                 subject.judged(verdict)
             case Wait() | Fine():
                 pass
 
     def _try_again(self, uid: str, subject: Subject) -> None:
-        now = trio.current_time()
+        now = time.monotonic()
         lost = self._lost.setdefault(uid, _Lost(0, now))
         if now >= lost.at:
             lost.attempts += 1
@@ -282,10 +336,18 @@ class Attestor:
         found = watched.watch.listeners()
         if len(found) == len(PROXY_PORTS) and found == watched.holders:
             return Listeners.OURS, ""
-        if self._sockets is None:
-            # An upgraded ztunnel's listeners may be held by us alone for a moment.
-            self._sockets = evidence.sockets_of((*self._ztunnel.pids(), "self"))
-        who, detail = evidence.listeners(found, PROXY_PORTS, self._sockets)
+        known = self._sockets is not None
+        who, detail = evidence.listeners(found, PROXY_PORTS, self._ours())
+        if who is Listeners.FOREIGN and known:
+            # Opened since the last look at what we hold.
+            self._sockets = None
+            who, detail = evidence.listeners(found, PROXY_PORTS, self._ours())
         if who is Listeners.OURS:
             watched.holders = found
         return who, detail
+
+    def _ours(self) -> frozenset[int]:
+        """The sockets of the node daemon; an upgraded ztunnel's may be held by us alone for a moment."""
+        if self._sockets is None:
+            self._sockets = evidence.sockets_of((*self._ztunnel.pids(), "self"))
+        return self._sockets

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 from ambient.engine.netlink import NetlinkSocket
 from ambient.engine.netns import netns_identity, open_netns
 from ambient.errors import ConfigError
 from ambient.redirect import backend, sockets
 from ambient.redirect.plan import Capture
+from ambient.wire.netlink_diag import TcpSocket
 from ambient.wire.xds import NodePod
 
 
@@ -51,10 +53,19 @@ def capture_of(pod: NodePod) -> Capture:
     return Capture(dns=pod.dns_capture, exclusions=pod.exclusions)
 
 
-def install(netns: int, pod: NodePod) -> int:
-    """Install the rules and do with older connections what *pod* says; returns how many are kept."""
+@dataclass(frozen=True, slots=True)
+class Existing:
+    """The connections that are older than a capture: those left alone, and those that were reset."""
+
+    kept: tuple[TcpSocket, ...] = ()
+    reset: tuple[TcpSocket, ...] = ()
+
+
+def install(netns: int, pod: NodePod) -> Existing:
+    """Install the rules and do with older connections what *pod* says."""
     older = sockets.established(netns)
     backend.install(netns, capture_of(pod))
     if pod.existing != "reset":
-        return len(older)
-    return len(older) - sockets.reset(netns, older)
+        return Existing(kept=older)
+    sockets.reset(netns, older)
+    return Existing(reset=older)

@@ -30,6 +30,8 @@ from ambient.redirect import backend, evidence, pod_capture
 from ambient.redirect.attestation_plan import GiveUp, Namespace, Repair, What
 from ambient.redirect.backend import Standing
 from ambient.redirect.plan import Capture, closed_plan, drain_plan
+from ambient.redirect.pod_capture import Existing
+from ambient.redirect.survey import shown
 from ambient.wire.xds import NodePod, PodReport
 from ambient.wire.zds import WorkloadInfo
 
@@ -78,11 +80,13 @@ class PodKeeper:
     Attributes:
         pod: What control said last.
         state: Where it stands.
+        existing: Connections older than its capture; attestation takes off those that have ended.
     """
 
     def __init__(self, pod: NodePod, around: Around) -> None:
         self.pod = pod
         self.state = State.NONE
+        self.existing = Existing()
         self._around = around
         self._netns: int | None = None
         self._served = False
@@ -90,6 +94,7 @@ class PodKeeper:
         self._gone = False
         self._asked = True
         self._busy = False
+        self._capture_of_pod = pod_capture.capture_of(pod)
         self._verdict: Repair | GiveUp | None = None
         self._repairs = 0
         self._changed = trio.Event()
@@ -99,6 +104,7 @@ class PodKeeper:
         """Control's newest word."""
         if pod != self.pod:
             self.pod = pod
+            self._capture_of_pod = pod_capture.capture_of(pod)
             self._wake()
 
     def gone(self) -> None:
@@ -143,7 +149,7 @@ class PodKeeper:
     @property
     def capture(self) -> Capture:
         """What is captured of it."""
-        return pod_capture.capture_of(self.pod)
+        return self._capture_of_pod
 
     def judged(self, verdict: Repair | GiveUp) -> None:
         """Put right what is wrong, or admit that it is lost."""
@@ -172,6 +178,9 @@ class PodKeeper:
                     self.state = State.LOST
                 case Standing.NONE:
                     self.state = State.NONE
+                    # The last agent ended between the table and its routes.
+                    if evidence.routing_left_over(self.netns):
+                        backend.remove(self.netns)
         except (OSError, AmbientError) as exc:
             log.debug("%s: %s", self.pod.uid, exc)
 
@@ -218,7 +227,7 @@ class PodKeeper:
 
     async def _enroll(self, started: float) -> None:
         try:
-            kept = await self._capture(self._open())
+            await self._capture(self._open())
         except (OSError, AmbientError) as exc:
             reason = str(exc) or type(exc).__name__
             log.error("%s is not enrolled: %s", self.pod.uid, reason)
@@ -226,11 +235,12 @@ class PodKeeper:
             self._report(reason, started=started)
             return
         self.state = State.ENROLLED
-        log.info("%s is enrolled; %d established connections kept", self.pod.uid, kept)
-        self._report(kept=kept, started=started)
+        kept, reset = len(self.existing.kept), len(self.existing.reset)
+        log.info("%s is enrolled; %d established connections kept, %d reset", self.pod.uid, kept, reset)
+        self._report(existing=self.existing, started=started)
 
-    async def _capture(self, netns: int) -> int:
-        """Listeners, then rules; returns the number of connections left alone."""
+    async def _capture(self, netns: int) -> None:
+        """Listeners, then rules; ``existing`` is what was there before."""
         pod_capture.check(netns, self._around.ztunnel.pids())
         was = self.state
         try:
@@ -238,7 +248,7 @@ class PodKeeper:
             await self._around.ztunnel.add(self._workload(), netns)
             # From here on a ztunnel that comes anew is told of it, though the rules are not there yet.
             self._served = True
-            return await trio.to_thread.run_sync(pod_capture.install, netns, self.pod)
+            self.existing = await trio.to_thread.run_sync(pod_capture.install, netns, self.pod)
         except BaseException:
             with trio.CancelScope(shield=True):
                 await self._undo(netns, was)
@@ -307,8 +317,7 @@ class PodKeeper:
     async def _recover(self, started: float) -> None:
         """Try to enroll a lost pod; in vain, it is left as policy says now."""
         try:
-            netns = self._home()
-            kept = await self._capture(netns)
+            await self._capture(self._home())
         except (OSError, AmbientError) as exc:
             log.debug("%s is still lost: %s", self.pod.uid, exc)
             await self._leave_as_policy_says(self._is_strict())
@@ -317,7 +326,7 @@ class PodKeeper:
         self.state = State.ENROLLED
         self._repairs += 1
         log.info("%s is enrolled again", self.pod.uid)
-        self._report(kept=kept, started=started)
+        self._report(existing=self.existing, started=started)
 
     def _home(self) -> int:
         """The pod's namespace as it is now.
@@ -425,14 +434,16 @@ class PodKeeper:
             dns_capture=pod.dns_capture,
         )
 
-    def _report(self, reason: str = "", *, kept: int = -1, started: float = 0.0) -> None:
+    def _report(self, reason: str = "", *, existing: Existing | None = None, started: float = 0.0) -> None:
         took = trio.current_time() - started if started else 0.0
         self._around.report(
             PodReport(
                 pod=self.pod.uid,
                 state=self.state.value,
                 reason=reason,
-                established_kept=kept,
+                established_kept=-1 if existing is None else len(existing.kept),
+                established_reset=0 if existing is None else len(existing.reset),
+                existing=() if existing is None else tuple(shown(existing.kept + existing.reset)),
                 repairs=self._repairs,
                 duration_ms=round(took * 1000, 3),
             )

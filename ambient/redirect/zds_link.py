@@ -1,4 +1,4 @@
-"""One ztunnel at the agent's ZDS socket: requests one at a time, each answered before the next."""
+"""One ztunnel at the agent's ZDS socket: requests as they come, answers in the same order."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _ANCILLARY_BYTES = socket.CMSG_SPACE((MAX_LISTENERS + 1) * array.array("i").item
 
 
 class ZtunnelLink:
-    """One ztunnel: requests one at a time, each answered before the next.
+    """One ztunnel: many requests may be under way, and their answers come in order.
 
     Args:
         drained: Told the uid of each workload of which this ztunnel has nothing left.
@@ -63,6 +63,7 @@ class ZtunnelLink:
         self.retired = False
         self._turn = trio.Lock()
         self._answers: deque[_Answer] = deque()
+        self._heard = 0.0
         self._scope: trio.CancelScope | None = None
 
     async def read(self, scope: trio.CancelScope) -> None:
@@ -93,22 +94,29 @@ class ZtunnelLink:
                 be told apart any more.
         """
         async with self._turn:
-            answer = _Answer()
             try:
                 packet = encode()
+                # Answers come in order: whoever asks behind a patient one has to be as patient.
+                patience = max(deadline, self._answers[-1].patience if self._answers else 0.0)
+                if not self._answers:
+                    self._heard = trio.current_time()
+                answer = _Answer(patience)
                 self._answers.append(answer)
                 await self._send(packet, fds)
             except (OSError, ProtocolError, trio.ClosedResourceError) as exc:
                 self.cancel()
                 raise Unavailable(f"ztunnel {self.pid}: {exc}") from exc
-            with trio.move_on_after(deadline):
+        await self._wait(answer)
+        if answer.failure or not answer.event.is_set():
+            self.cancel()
+            raise Unavailable(answer.failure or f"ztunnel {self.pid} did not answer within {patience:g} s")
+        return answer.error
+
+    async def _wait(self, answer: _Answer) -> None:
+        """Return when it has come, or when nothing at all has come for too long."""
+        while not answer.event.is_set() and trio.current_time() < self._heard + answer.patience:
+            with trio.move_on_at(self._heard + answer.patience):
                 await answer.event.wait()
-            if answer.failure or not answer.event.is_set():
-                self.cancel()
-                raise Unavailable(
-                    answer.failure or f"ztunnel {self.pid} did not answer within {deadline:g} s"
-                )
-            return answer.error
 
     async def _send(self, packet: bytes, fds: Sequence[int]) -> None:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds).tobytes())] if fds else []
@@ -130,6 +138,7 @@ class ZtunnelLink:
     def _take(self, data: bytes, fds: Sequence[int], truncated: bool) -> None:
         match self.wire.receive_packet(data, fds, truncated):
             case Acked(error=error):
+                self._heard = trio.current_time()
                 self._answers.popleft().give(error)
             case Drained(uid):
                 self._drained(self, uid)
@@ -154,10 +163,11 @@ def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
 class _Answer:
     """What a request waits for."""
 
-    __slots__ = ("error", "event", "failure")
+    __slots__ = ("error", "event", "failure", "patience")
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float) -> None:
         self.event = trio.Event()
+        self.patience = patience
         self.error = ""
         self.failure = ""
 

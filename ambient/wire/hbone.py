@@ -40,6 +40,7 @@ from ambient.wire.hbone_events import (
     Event,
     GoawayReceived,
     PingAcknowledged,
+    Rejection,
     RequestReceived,
     RequestRejected,
     ResponseReceived,
@@ -288,6 +289,13 @@ class HboneConnection(FrameSplitter):
         stream.answered = True
         self._answer(stream, status, text)
 
+    def answer_rejected(self, stream: Stream) -> None:
+        """Answer a rejected request although it goes on; without effect if it was answered or is gone."""
+        rejection, stream.rejection = stream.rejection, None
+        if rejection is not None and self.streams.get(stream.stream_id) is stream:
+            stream.answered = True
+            self._answer(stream, rejection.status, rejection.reason)
+
     # Frames: judged by their header ----------------------------------------------------------
 
     def _starts(self, kind: int, flags: int, stream_id: int, size: int) -> bool:
@@ -306,7 +314,7 @@ class HboneConnection(FrameSplitter):
             self._left, self._current, self._ending = size, None, None
             return True
         if size > MAX_GATHERED_BYTES:
-            raise HboneError(ErrorCode.ENHANCE_YOUR_CALM, f"frame of {size} bytes to be gathered")
+            raise HboneError(ErrorCode.FRAME_SIZE_ERROR, f"frame of {size} bytes that is not DATA")
         return False
 
     def _usual_data(self, stream_id: int, size: int) -> Stream | None:
@@ -344,6 +352,8 @@ class HboneConnection(FrameSplitter):
             self._data_on_closed(stream_id)
         self._left = size
         self._ending = self._current if flags & f.END_STREAM else None
+        if stream is not None and stream.rejection is not None and self._current is stream:
+            self._take_unwanted(stream, stream.rejection, flags, size)
         if flags & f.PADDED:
             if not size:
                 raise HboneError(ErrorCode.FRAME_SIZE_ERROR, "padded DATA without a pad length")
@@ -358,11 +368,30 @@ class HboneConnection(FrameSplitter):
             self._stream_error(stream, ErrorCode.STREAM_CLOSED, "DATA after END_STREAM")
         elif self.role is Role.CLIENT and not stream.answered:
             self._stream_error(stream, ErrorCode.PROTOCOL_ERROR, "DATA before the answer")
+        elif stream.receive_window < size and stream.rejection is not None:
+            self.answer_rejected(stream)  # RFC 9113 6.9.1 lets us choose; the answer says more than a reset.
         elif stream.receive_window < size:
             self._stream_error(stream, ErrorCode.FLOW_CONTROL_ERROR, "DATA over the stream's window")
         else:
             return True
         return False
+
+    def _take_unwanted(self, stream: Stream, rejection: Rejection, flags: int, size: int) -> None:
+        """The body of a rejected request: counted, dropped, and its window not given back."""
+        stream.receive_window -= size
+        self._current = None
+        rejection.received += size
+        if flags & f.PADDED:
+            rejection.length = None  # What of it is body is not worth counting.
+        elif rejection.is_wrong(ended=bool(flags & f.END_STREAM)):
+            self._stream_error(stream, ErrorCode.PROTOCOL_ERROR, "DATA is not of content-length")
+
+    def _remote_end(self, stream: Stream) -> None:
+        if stream.rejection is None:
+            super()._remote_end(stream)
+        else:
+            stream.remote_closed = True
+            self.answer_rejected(stream)
 
     def _data_on_closed(self, stream_id: int) -> None:
         if self._is_idle(stream_id):
@@ -583,8 +612,7 @@ class HboneConnection(FrameSplitter):
     def _on_request(self, stream_id: int, headers: h.RawHeaders, ended: bool) -> None:
         stream = self.streams.get(stream_id)
         if stream is not None:
-            late = ErrorCode.STREAM_CLOSED if stream.remote_closed else ErrorCode.PROTOCOL_ERROR
-            self._stream_error(stream, late, "HEADERS on an open CONNECT")
+            self._on_trailers(stream, headers, ended)
             return
         if not self._is_idle(stream_id):
             if stream_id not in self._resets:
@@ -601,6 +629,7 @@ class HboneConnection(FrameSplitter):
         if len(self.streams) >= self._max_streams:
             self._spend_reset()
             self._reset(stream_id, ErrorCode.REFUSED_STREAM)
+            self._events.append(RequestRejected(None, 0, f"over {self._max_streams} streams at a time"))
             return
         stream = Stream(stream_id, self.peer_first_window, FIRST_WINDOW_BYTES)
         stream.remote_closed = ended
@@ -614,10 +643,10 @@ class HboneConnection(FrameSplitter):
         try:
             request = h.read_request(headers)
         except h.MalformedError as exc:
-            self._stream_error(stream, ErrorCode.PROTOCOL_ERROR, str(exc))
+            self._malformed(stream, str(exc))
             return
         if request.method != "CONNECT":
-            self._reject(stream, 405, "only CONNECT is served here")
+            self._reject_when_whole(stream, headers)
         elif request.protocol:
             self._reject(stream, 501, "extended CONNECT is not served here")
         else:
@@ -627,10 +656,39 @@ class HboneConnection(FrameSplitter):
             if ended:
                 self._remote_end(stream)
 
+    def _on_trailers(self, stream: Stream, headers: h.RawHeaders, ended: bool) -> None:
+        if stream.rejection is not None and ended and not any(name[:1] == b":" for name, _ in headers):
+            self._remote_end(stream)
+            return
+        late = ErrorCode.STREAM_CLOSED if stream.remote_closed else ErrorCode.PROTOCOL_ERROR
+        self._stream_error(stream, late, "HEADERS on an open stream")
+
     def _reject(self, stream: Stream, status: int, reason: str) -> None:
         stream.answered = True
-        self._events.append(RequestRejected(stream.stream_id, status, reason))
+        self._events.append(RequestRejected(stream, status, reason))
         self._answer(stream, status, reason)
+
+    def _malformed(self, stream: Stream, reason: str) -> None:
+        """A request that RFC 9113 8.1.1 has us reset; nobody has heard of it yet."""
+        self._spend_reset()
+        self._reset(stream.stream_id, ErrorCode.PROTOCOL_ERROR)
+        self._forget(stream)
+        self._events.append(RequestRejected(None, 0, f"malformed request: {reason}"))
+
+    def _reject_when_whole(self, stream: Stream, headers: h.RawHeaders) -> None:
+        """Other methods may have a body, and a fault in it is to be answered as such (RFC 9113 8.1.1).
+
+        The engine answers earlier if the rest does not come soon (``answer_rejected``).
+        """
+        declared = [value for name, value in headers if name == b"content-length"]
+        ended = stream.remote_closed
+        stream.rejection = Rejection(405, "only CONNECT is served here", h.content_length(declared))
+        if stream.rejection.length == -1 or (ended and stream.rejection.is_wrong(ended=True)):
+            self._malformed(stream, "content-length is wrong")
+            return
+        self._events.append(RequestRejected(stream, 405, stream.rejection.reason))
+        if ended:
+            self.answer_rejected(stream)
 
     def _answer(self, stream: Stream, status: int, text: str) -> None:
         body = f"{text}\n".encode() if text else b""

@@ -12,6 +12,26 @@ from typing import Any, TypeAlias
 from ambient.wire.hbone_headers import Headers
 
 
+@dataclass(slots=True)
+class Rejection:
+    """What a request gets that is not for us, and how much of its body came.
+
+    Attributes:
+        length: Its content-length; None: not declared, or not counted.
+    """
+
+    status: int
+    reason: str
+    length: int | None
+    received: int = 0
+
+    def is_wrong(self, *, ended: bool) -> bool:
+        """Whether the body cannot be the one that was declared (RFC 9113 8.1.1)."""
+        if self.length is None:
+            return False
+        return self.received != self.length if ended else self.received > self.length
+
+
 class Stream:
     """One CONNECT on the wire.
 
@@ -21,6 +41,7 @@ class Stream:
         window: How wide ``receive_window`` is when nothing is outstanding; grows.
         unreturned: Consumed bytes not yet given back to the peer.
         answered: 200 was sent (server) or received (client).
+        rejection: The answer that a request of another method gets when it is whole (server).
         tail: Body of a refusal that waits for the peer's window.
         owner: The engine's object; nothing here looks at it.
     """
@@ -30,6 +51,7 @@ class Stream:
         "local_closed",
         "owner",
         "receive_window",
+        "rejection",
         "remote_closed",
         "send_window",
         "stream_id",
@@ -48,6 +70,7 @@ class Stream:
         self.local_closed = False
         self.remote_closed = False
         self.tail = b""
+        self.rejection: Rejection | None = None
         self.owner: Any = None
 
     def __repr__(self) -> str:
@@ -65,9 +88,14 @@ class RequestReceived:
 
 @dataclass(frozen=True, slots=True)
 class RequestRejected:
-    """A request was answered *status* here, because no HBONE peer sends such a one."""
+    """A request is answered *status* here, because no HBONE peer sends such a one.
 
-    stream_id: int
+    Attributes:
+        stream: Whose answer may wait for the rest of the request (``answer_rejected``); None: gone already.
+        status: 0: reset, without an answer.
+    """
+
+    stream: Stream | None
     status: int
     reason: str
 

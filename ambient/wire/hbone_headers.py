@@ -103,6 +103,15 @@ def list_bytes(headers: RawHeaders) -> int:
     return sum(len(name) + len(value) + FIELD_OVERHEAD_BYTES for name, value in headers)
 
 
+def content_length(values: list[bytes]) -> int | None:
+    """The length that these content-length fields declare; None: no field, -1: no length (RFC 9110 8.6)."""
+    if not values:
+        return None
+    if len(set(values)) > 1 or not re.fullmatch(rb"[0-9]{1,18}", values[0]):
+        return -1
+    return int(values[0])
+
+
 def read_request(headers: RawHeaders) -> Request:
     """Judge a request's block.
 

@@ -16,13 +16,12 @@ from ambient.errors import RemoteProtocolError
 from ambient.wire import hbone_frames as f
 from ambient.wire.hbone_events import DataReceived, Event, Stream, StreamEnded
 from ambient.wire.hbone_frames import ErrorCode
-from ambient.wire.hbone_headers import MAX_BLOCK_BYTES
 
 # Our SETTINGS_MAX_FRAME_SIZE, Istio's. DATA is not gathered, so its size costs no memory.
 MAX_FRAME_BYTES = 1024 * 1024
-# A frame that has to be gathered; more is a flood, whatever the type. The largest legitimate one is a
-# header block or the debug text of a GOAWAY.
-MAX_GATHERED_BYTES = MAX_BLOCK_BYTES
+# A frame that has to be gathered: the smallest maximum of RFC 9113 4.2, so every peer may count on it.
+# Nothing longer makes sense: it holds a header block as large as we accept (``MAX_HEADER_LIST_SIZE``).
+MAX_GATHERED_BYTES = f.DEFAULT_MAX_FRAME
 
 _STREAM_MASK = 0x7FFF_FFFF
 

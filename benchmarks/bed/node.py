@@ -9,7 +9,6 @@ asked all the same, because in a pod it would be.
 from __future__ import annotations
 
 import functools
-import gc
 import logging
 import os
 import socket
@@ -18,7 +17,7 @@ from collections.abc import Container
 
 import trio
 
-from ambient.engine import host
+from ambient.engine import collector, host
 from ambient.engine.dial import dial_socket
 from ambient.engine.follow import control_socket
 from ambient.engine.netns import listen_in, original_destination
@@ -81,8 +80,7 @@ def main() -> None:
     output.setFormatter(ztunnel_main.Lines())
     logging.basicConfig(level=logging.INFO, handlers=[output])
     raise_file_limit()
-    gc.collect()
-    gc.freeze()
+    collector.settle()
     control = control_socket()
     host.run(lambda reactor: LoopbackDaemon(reactor, settings, control, (ip, int(port))).run())
 

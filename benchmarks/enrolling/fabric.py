@@ -89,6 +89,14 @@ class Fabric:
         """By name."""
         return self.pods[name]
 
+    def cpu_seconds(self) -> dict[str, float]:
+        """What the daemons have used so far, by role."""
+        used: dict[str, float] = {}
+        for name, process in self.daemons.items():
+            role = name.partition("-")[0]
+            used[role] = used.get(role, 0.0) + cpu_seconds(process.pid)
+        return used
+
     def _launch(
         self,
         name: str,
@@ -175,6 +183,12 @@ async def fabric(
         for process in made.daemons.values():
             process.send_signal(signal.SIGKILL)
             process.wait()
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process, from /proc."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def _connected(made: Fabric) -> None:

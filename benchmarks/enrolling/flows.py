@@ -98,6 +98,7 @@ class Client:
         self._heard = time.monotonic()
         self._number = number
         self._count = 0
+        self.local = ""
         self._expected: deque[bytes] = deque()
         self._closing = False
         self._selector = selector
@@ -108,6 +109,7 @@ class Client:
         selector.register(self._sock, selectors.EVENT_WRITE, self._connected)
         with suppress(BlockingIOError):
             self._sock.connect((flow.address, PORT))
+        self.local = f"{self._sock.getsockname()[1]}"
 
     @property
     def over(self) -> bool:

@@ -91,11 +91,14 @@ async def _one(mesh: Fabric, pod: Pod, probe: Child) -> float:
 
 
 async def _together(mesh: Fabric, pods: Sequence[Pod]) -> dict[str, Any]:
+    before = mesh.cpu_seconds()
     spent = await _enroll(mesh, "ambient")
-    _say(f"{len(pods)} pods enrolled by one command in {spent:.1f} s")
+    used = {role: round(now - before[role], 2) for role, now in mesh.cpu_seconds().items()}
+    _say(f"{len(pods)} pods enrolled by one command in {spent:.1f} s; CPU {used}")
     captured = sum(is_captured(mesh.pod(f"observer-{pod.node}").netns, pod.addresses[0]) for pod in pods)
     return {
         "captured": captured,
+        "batch_cpu_seconds": used,
         "batch_seconds": round(spent, 2),
         "pods_per_second": round(len(pods) / spent, 1),
     }

@@ -11,8 +11,10 @@ from __future__ import annotations
 import json
 import os
 import selectors
+import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from itertools import count
 from typing import Any
 
@@ -124,6 +126,8 @@ class Traffic:
         if client.failure:
             why = f"{client.flow.name}: {client.failure}, {client.stage}"
             self.reasons[why] = self.reasons.get(why, 0) + 1
+            moment = datetime.now(UTC).strftime("%H:%M:%S.%f")
+            print(f"{moment} port {client.local}: {why}", file=sys.stderr)
 
 
 class Desk:

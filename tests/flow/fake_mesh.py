@@ -26,7 +26,16 @@ from ambient.model.mesh import Mesh
 from ambient.model.workload import Protocol
 from ambient.pki.request import make_request
 from ambient.pki.svid import X509Svid, new_key
-from ambient.wire.xds import CertificateRefused, Certified, DaemonEnd, NodePod, PodReport, PodsNamed, Updated
+from ambient.wire.xds import (
+    CertificateRefused,
+    Certified,
+    DaemonEnd,
+    Extra,
+    NodePod,
+    PodReport,
+    PodsNamed,
+    Updated,
+)
 
 WAIT_SECONDS = 5.0
 
@@ -77,6 +86,11 @@ class FakeDaemon:
                 self.pods = pods
                 await self._ack(nonce)
                 await self._follow(pods)
+            case Extra({"kind": "survey", "id": number, "uid": uid}):
+                answer = {"rules": "table inet ambient {}", "standing": "none", "note": ""}
+                answer |= {"blocker": self.broken.get(uid.rpartition("/")[2].partition("#")[0], "")}
+                answer |= {"established": 1, "connections": ["10.244.1.2:80 - 10.244.1.3:40112"]}
+                await self.send(self.end.extra("surveyed", id=number, **answer))
             case Certified(number) | CertificateRefused(number):
                 self.answers[number] = event  # type: ignore[assignment]
 

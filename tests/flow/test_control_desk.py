@@ -202,7 +202,8 @@ async def test_status_and_dump_tell_the_whole_story() -> None:
         status = await mesh.desk.call("status")
         dump = await mesh.desk.call("dump")
 
-        assert status["links"][0] == {"name": "node-1", "agent": True, "ztunnel": True}
+        told = {"agent": True, "ztunnel": True, "attestation": None}
+        assert status["links"][0] == {"name": "node-1", **told}
         assert all(each["synchronised"] for each in status["daemons"])
         (shop,) = [each for each in status["namespaces"] if each["name"] == "shop"]
         assert (shop["mode"], shop["pods"], shop["enrolled"]) == ("ambient", 3, 3)

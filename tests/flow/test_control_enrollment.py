@@ -8,6 +8,7 @@ import trio
 from ambient.engine.rpc import RpcError
 from ambient.errors import ConfigError
 from ambient.model.workload import Protocol
+from ambient.wire.xds import PodReport
 from tests.flow.fake_mesh import FakeMesh, fake_mesh
 from tests.flow.test_control_bringup import SHOP
 
@@ -127,8 +128,8 @@ async def test_one_pod_leaves_an_enrolled_namespace() -> None:
         assert set(protocols.values()) == {Protocol.HBONE}
 
 
-async def test_a_pod_that_cannot_be_captured_undoes_the_call() -> None:
-    """Port 15008 taken, for example: nothing is left half done."""
+async def test_a_pod_that_cannot_be_captured_stays_as_it_was_and_the_rest_is_enrolled() -> None:
+    """Port 15008 taken, for example: one pod's trouble is not 249 others'."""
     async with fake_mesh() as mesh:
         await mesh.apply(SHOP)
         await mesh.ready()
@@ -140,12 +141,120 @@ async def test_a_pod_that_cannot_be_captured_undoes_the_call() -> None:
         (failed,) = [pod for pod in result["pods"] if pod["reason"]]
         assert result["failed"] == 1
         assert (failed["name"], failed["reason"]) == ("client", "port 15008 is taken by pid 7")
-        assert not any(pod["enrolled"] for pod in result["pods"])
-        assert set(mesh.ztunnel("node-1").protocols().values()) == {Protocol.TCP}
-        assert not mesh.cluster.store.labels_of_namespace("shop")
+        assert [pod["name"] for pod in result["pods"] if not pod["enrolled"]] == ["client"]
+        protocols = mesh.ztunnel("node-1").protocols()
+        assert protocols.pop("client") is Protocol.TCP
+        assert set(protocols.values()) == {Protocol.HBONE}
+        status = await mesh.desk.call("status")
+        (shop,) = [each for each in status["namespaces"] if each["name"] == "shop"]
+        (shown,) = [each for each in shop["states"] if each["name"] == "client"]
+        assert (shown["state"], shown["reason"]) == ("failed", "port 15008 is taken by pid 7")
         for node in ("node-1", "node-2"):
             mesh.agent(node).broken.clear()
         assert (await mesh.enroll("shop"))["failed"] == 0
+        assert set(mesh.ztunnel("node-1").protocols().values()) == {Protocol.HBONE}
+
+
+async def test_a_call_of_which_nothing_came_leaves_no_label() -> None:
+    """A namespace of which no pod could be captured, and a pod that was asked for by name."""
+    async with fake_mesh() as mesh:
+        await mesh.apply(SHOP)
+        await mesh.ready()
+        for pod in mesh.cluster.pods():
+            mesh.agent(pod.node).broken[pod.name] = "no"
+
+        assert (await mesh.enroll("shop"))["failed"] == 3
+        assert not mesh.cluster.store.labels_of_namespace("shop")
+        assert (await mesh.enroll("shop/client"))["failed"] == 1
+        client = mesh.cluster.pod("shop", "client")
+        assert client is not None
+        assert "istio.io/dataplane-mode" not in client.labels
+
+
+async def test_a_lost_pod_is_not_advertised_until_it_is_enrolled_again() -> None:
+    """Its agent's word counts, whenever it comes; it is told to hold the pod all the while."""
+    async with fake_mesh() as mesh:
+        await mesh.apply(SHOP)
+        await mesh.ready()
+        await mesh.enroll("shop")
+        client = mesh.cluster.pod("shop", "client")
+        assert client is not None
+        agent, ztunnel = mesh.agent(client.node), mesh.ztunnel("node-2")
+
+        await agent.send(
+            agent.end.report(PodReport(pod=client.uid, state="lost", reason="flushed", repairs=2))
+        )
+        await mesh.until(lambda: ztunnel.protocols()["client"] is Protocol.TCP)
+
+        assert {pod.mode for pod in agent.pods} == {"ambient"}
+        status = await mesh.desk.call("get", kind="Pod", name="client")
+        shown = status[0]["status"]["ambient"]
+        assert (shown["enrolled"], shown["state"], shown["reason"]) == (False, "lost", "flushed")
+        assert (shown["attestation"], shown["repairs"]) == ("lost", 2)
+        await agent.send(agent.end.report(PodReport(pod=client.uid, state="enrolled", repairs=3)))
+        await mesh.until(lambda: ztunnel.protocols()["client"] is Protocol.HBONE)
+
+
+async def test_status_says_who_vouches_and_what_passes_by() -> None:
+    """An agent that is silent vouches for nobody."""
+    async with fake_mesh(nodes=1) as mesh:
+        await mesh.apply(SHOP)
+        await mesh.ready()
+        await mesh.enroll("shop")
+
+        async def states() -> dict[str, dict[str, object]]:
+            found = await mesh.desk.call("status")
+            (shop,) = [each for each in found["namespaces"] if each["name"] == "shop"]
+            return {each["name"]: each for each in shop["states"]}
+
+        assert {each["attestation"] for each in (await states()).values()} == {"unattested"}
+        agent, client = mesh.agent("node-1"), mesh.cluster.pod("shop", "client")
+        assert client is not None
+        word = {"enrolled": 3, "lost": 0, "checks": 30, "repairs": 1, "plaintext": {client.uid: 2}}
+        await agent.send(agent.end.extra("attestation", **word))
+        await mesh.until(lambda: mesh.cluster.agents.attestation("node-1") is not None)
+
+        shown = await states()
+        assert {each["attestation"] for each in shown.values()} == {"attested"}
+        assert shown["client"]["plaintext_connections"] == 2
+        (node,) = (await mesh.desk.call("status"))["links"]
+        assert (node["attestation"]["enrolled"], node["attestation"]["repairs"]) == (3, 1)
+
+
+async def test_a_dry_run_shows_rules_and_consequences() -> None:
+    """What stays plaintext, what is in the way; and of an enrolled pod nothing is left to say."""
+    blocking = """
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: web-only, namespace: shop}
+spec: {podSelector: {}, ingress: [{ports: [{port: 80}]}]}
+"""
+    async with fake_mesh() as mesh:
+        await mesh.apply(SHOP)
+        await mesh.ready()
+        missing = (await mesh.enroll("shop", dry_run=True))["pods"][0]["findings"][0]
+        assert missing["reason"] == "its service account 'api' does not exist in namespace 'shop'"
+        account = "apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: %s, namespace: shop}"
+        await mesh.apply("\n---\n".join(account % name for name in ("api", "client")))
+        for node in ("node-1", "node-2"):
+            mesh.agent(node).broken["client"] = "port 15001 is taken by nginx (pid 7)"
+
+        result = await mesh.enroll("shop", dry_run=True)
+        by_name = {pod["name"]: pod for pod in result["pods"]}
+
+        assert result["blocked"] == 1
+        assert by_name["client"]["findings"][0]["reason"] == "port 15001 is taken by nginx (pid 7)"
+        assert all(pod["rules"].startswith("table inet ambient") for pod in result["pods"])
+        assert {pod["established_connections_kept"] for pod in result["pods"]} == {1}
+        assert by_name["client"]["established_connections"] == ["10.244.1.2:80 - 10.244.1.3:40112"]
+        assert not mesh.cluster.store.labels_of_namespace("shop")
+
+        await mesh.apply(blocking)
+        result = await mesh.enroll("shop", dry_run=True, existing="reset")
+        assert result["blocked"] == 3
+        assert {pod["established_connections_reset"] for pod in result["pods"]} == {1}
+        reasons = {each["reason"] for pod in result["pods"] for each in pod["findings"]}
+        assert "NetworkPolicy 'web-only' lets no HBONE in (TCP 15008)" in reasons
 
 
 async def test_a_dry_run_changes_nothing() -> None:

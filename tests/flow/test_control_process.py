@@ -41,7 +41,8 @@ async def test_it_serves_the_supervisor_and_the_desk_until_it_is_told_to_stop(tm
             await supervisor.call("nodes", names=["node-1"])
             async with AdminClient.connect(tmp_path / "control.sock") as desk:
                 status = await desk.call("status")
-                assert status["links"] == [{"name": "node-1", "agent": False, "ztunnel": False}]
+                silent = {"agent": False, "ztunnel": False, "attestation": None}
+                assert status["links"] == [{"name": "node-1", **silent}]
             assert (tmp_path / "control.sock").stat().st_mode & 0o777 == 0o600
             control.send_signal(signal.SIGTERM)
             assert await trio.to_thread.run_sync(control.wait, DEADLINE) == 0

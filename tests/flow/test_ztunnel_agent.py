@@ -174,6 +174,75 @@ def test_snapshot_live_and_drained(tmp_path: Path) -> None:
     host.run(main)
 
 
+def test_many_are_served_side_by_side_and_answered_in_order(tmp_path: Path) -> None:
+    """One pod whose certificate is late must not hold up the others of its node, only their answers."""
+
+    async def main(reactor: Reactor) -> None:
+        async with followed(reactor, tmp_path / "zds") as (mesh, agent, follower):
+            late, *others = (mesh.workload(name) for name in ("late", "b", "c", "d"))
+            signed = trio.Event()
+            at_once = mesh.svids.get
+
+            async def get(identity: Any) -> Any:
+                if identity == late.identity:
+                    await signed.wait()
+                return await at_once(identity)
+
+            mesh.svids.get = get  # type: ignore[method-assign]
+            for each in (late, *others):
+                fd = namespace(tmp_path, each)
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+                await agent.sock.sendmsg([agent.connection.add(info_of(each))], rights)
+                os.close(fd)
+            await agent.sock.send(agent.connection.delete(others[0].uid))
+            await agent.sock.send(agent.connection.snapshot_sent())
+            await until(lambda: {each.uid for each in others[1:]} <= mesh.proxies.running())
+            assert not follower.snapshot_received, "the snapshot overtakes nobody"
+            assert agent.connection.unanswered == 6
+
+            signed.set()
+            answers = [await agent.receive() for _ in range(7)]
+
+            acks = [event for event in answers if isinstance(event, zds.Acked)]
+            assert [(ack.request, ack.uid) for ack in acks] == [
+                *(("add", each.uid) for each in (late, *others)),
+                ("del", others[0].uid),
+                ("snapshot_sent", ""),
+            ]
+            assert {ack.error for ack in acks} == {""}
+            assert mesh.proxies.running() == {late.uid, *(each.uid for each in others[1:])}
+
+    host.run(main)
+
+
+def test_an_agent_that_goes_away_takes_nothing_half_done_along(tmp_path: Path) -> None:
+    """What waited for its certificate, and what waited behind it, is given up with its descriptors."""
+
+    async def main(reactor: Reactor) -> None:
+        async with followed(reactor, tmp_path / "zds") as (mesh, agent, _follower):
+            web = mesh.workload("web")
+            asked = trio.Event()
+
+            async def never(identity: Any) -> Any:
+                asked.set()
+                await trio.sleep_forever()
+
+            mesh.svids.get = never  # type: ignore[method-assign]
+            before = open_fds()
+            for _ in range(2):
+                fd = namespace(tmp_path, web)
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+                await agent.sock.sendmsg([agent.connection.add(info_of(web))], rights)
+                os.close(fd)
+            await asked.wait()
+            agent.sock.close()
+            await agent.accept()
+            await until(lambda: open_fds() == before)
+            assert mesh.proxies.running() == frozenset()
+
+    host.run(main)
+
+
 def test_another_namespace_replaces_the_pod(tmp_path: Path) -> None:
     """The pod was restarted under the same name."""
 

@@ -99,6 +99,31 @@ async def test_what_waits_in_the_accept_queue_is_served(mesh: LoopbackMesh) -> N
 
 
 @in_mesh
+async def test_who_comes_after_the_last_has_gone_is_served_as_long_as_the_door_is_open(
+    mesh: LoopbackMesh,
+) -> None:
+    """A busy pod has moments without any connection; in such a one it is not drained yet."""
+    web, api = await pair(mesh)
+    async with application(api, 8080, echo):
+        last = await mesh.connect(web, (api.addresses[0], 8080))
+        await exchange(last, b"1")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("ztunnel.workload_proxy.KNOCKING_SECONDS", 1.0)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(mesh.proxies.remove, web.uid)
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                await last.aclose()
+                await mesh.records(2)
+                await trio.sleep(0.05)  # Not luck: here it would be said to be drained.
+                assert mesh.drained == []
+                one_more = await mesh.connect(web, (api.addresses[0], 8080))
+                await exchange(one_more, b"2")
+        await one_more.aclose()
+        await until(lambda: mesh.drained == [web.uid])
+    assert all(record.error == "" for record in mesh.journal.records)
+
+
+@in_mesh
 async def test_idle_tunnels_of_a_leaving_pod_are_closed(mesh: LoopbackMesh) -> None:
     """They would keep the other nodes busy for as long as its slowest download lasts."""
     web, api = await pair(mesh)

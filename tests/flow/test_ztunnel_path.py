@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
+import re
+from collections import Counter
 
 import pytest
 import trio
 
 from ambient.model.mesh import Change
 from ambient.model.policy import Action, Match, MatchKind, Policy, Scope, StringMatch
-from ambient.model.record import Direction, Flag
+from ambient.model.record import Direction, Flag, format_json, format_text
 from ambient.model.workload import Protocol
 from tests.flow.loopback import (
     LoopbackMesh,
@@ -23,7 +26,7 @@ from tests.flow.loopback import (
     read_all,
     until,
 )
-from ztunnel.admin import metrics_routes
+from ztunnel.exposition import exposition
 
 STRICT = Policy(
     key="istio-system/istio_converted_static_strict",
@@ -346,10 +349,9 @@ async def test_bytes_are_counted_while_they_flow_and_only_once(mesh: LoopbackMes
     web, api = mesh.workload("web"), mesh.workload("api")
     await mesh.enroll(web)
     await mesh.enroll(api)
-    metrics = metrics_routes(mesh.journal.metrics, mesh.proxies)["/metrics"]
 
     def counted(name: str) -> list[int]:
-        lines = metrics().body.splitlines()
+        lines = "".join(exposition(mesh.journal.metrics, mesh.proxies)).splitlines()
         return [
             int(line.rsplit(" ", 1)[1])
             for line in lines
@@ -371,3 +373,26 @@ async def test_bytes_are_counted_while_they_flow_and_only_once(mesh: LoopbackMes
         await mesh.records(2)
     assert counted("received") == [6, 6]
     assert counted("sent") == [10, 10]
+
+
+@in_mesh
+async def test_the_records_of_both_ends_name_one_trace(mesh: LoopbackMesh) -> None:
+    """In JSON: whoever has one finds the other. Two connections are two traces."""
+    web, api = mesh.workload("web"), mesh.workload("api")
+    await mesh.enroll(web)
+    await mesh.enroll(api)
+    mesh.journal.json = True
+    async with application(api, 8080, echo):
+        for _ in range(2):
+            stream = await mesh.connect(web, (api.addresses[0], 8080))
+            await stream.send_all(b"x")
+            await stream.send_eof()
+            assert await read_all(stream) == b"x"
+            await stream.aclose()
+        records = await mesh.records(4)
+
+    traces = Counter(record.trace for record in records)
+    assert sorted(traces.values()) == [2, 2]
+    assert all(re.fullmatch("[0-9a-f]{32}", trace) for trace in traces)
+    assert json.loads(format_json(records[0]))["trace_id"] in traces
+    assert "trace" not in format_text(records[0])

@@ -21,7 +21,7 @@ from ambient.redirect.backend import Standing
 from ambient.redirect.plan import Capture, drain_plan
 from ambient.redirect.sockets import PROXY_PORTS
 from ambient.wire.xds import ControlEnd, Greeted, NodePod, PodReport, PodReported
-from ambient.wire.zds import WorkloadAdded, WorkloadRemoved, ZtunnelConnection, ZtunnelEvent
+from ambient.wire.zds import SnapshotSent, WorkloadAdded, WorkloadRemoved, ZtunnelConnection, ZtunnelEvent
 from tests.lab import DEADLINE, Lab, in_namespaces
 
 EMPTY = Change(snapshot=True)
@@ -69,8 +69,10 @@ class FakeControl:
 class FakeZtunnel:
     """The other end of ZDS; it listens, accepts nothing. *before_ack* may look around, refuse by a text."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, obedient: bool = False) -> None:
         self._path = path
+        # Whether it lets go of what its agent does not name, and says at once that nothing is left of it.
+        self._obedient = obedient
         self.events: list[str] = []
         self.before_ack: Callable[[ZtunnelEvent], str] = lambda event: ""
         self.listeners: dict[str, list[socket.socket]] = {}
@@ -92,6 +94,8 @@ class FakeZtunnel:
                 for fd in fds:
                     os.close(fd)
                 await self._sock.send(self._wire.ack(error))
+                if self._obedient and isinstance(event, WorkloadRemoved):
+                    await self.drained(event.uid)
                 if self.events[-1] == "snapshot":
                     task_status.started()
 
@@ -103,6 +107,9 @@ class FakeZtunnel:
                     self.listeners[workload.uid] = made
                 case WorkloadRemoved(uid):
                     self.stop_listening(uid)
+                case SnapshotSent(uids) if self._obedient:
+                    for uid in self.listeners.keys() - uids:
+                        self.stop_listening(uid)
         except OSError as exc:
             return str(exc)
         return ""
@@ -110,6 +117,13 @@ class FakeZtunnel:
     def stop_listening(self, uid: str) -> None:
         for each in self.listeners.pop(uid, ()):
             each.close()
+
+    async def again(self) -> None:
+        """Follow the next agent until it ends; what is served goes on."""
+        self._wire = ZtunnelConnection()
+        self._sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with suppress(OSError):
+            await self.run()
 
     def close(self) -> None:
         """Crash: its sockets go with it."""

@@ -416,7 +416,9 @@ def test_status_shows_components_and_counts(mesh: FakeMesh, capsys: pytest.Captu
     assert run(["status", "-o", "json"]) == 0
     document = json.loads(said(capsys))
     assert document["kind"] == "Status"
-    assert document["enrolled"][1] == {"namespace": "shop", "pods": 1, "ambient": 1, "sidecar": 0}
+    shop = document["enrolled"][1]
+    assert (shop["namespace"], shop["pods"], shop["ambient"], shop["sidecar"]) == ("shop", 1, 1, 0)
+    assert not document["troubled"]
 
 
 def test_logs_finds_the_file(mesh: FakeMesh, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import trio
@@ -25,6 +27,7 @@ class FakeOwner:
 
     bell: Bell
     now: Registry = field(default_factory=Registry)
+    heard: list[Mapping[str, Any]] = field(default_factory=list)
 
     def registry(self) -> Registry:
         return self.now
@@ -37,6 +40,9 @@ class FakeOwner:
 
     def pod_reported(self, peer: Peer, report: PodReport) -> None:
         raise AssertionError("nobody reports here")
+
+    def frame_received(self, peer: Peer, frame: Mapping[str, Any]) -> None:
+        self.heard.append(frame)
 
     def link_changed(self) -> None:
         self.bell.ring()

@@ -262,10 +262,10 @@ def test_other_names_beside_the_one_do_not_matter() -> None:
 
 def test_a_cas_certificate_is_no_workloads(mint: Any, client_svid: Svid) -> None:
     """T19: whoever may sign others could be anyone."""
-    verify_leaf(client_svid.chain[0])
+    verify_leaf(client_svid.chain[0], client=True)
     for certificate in (*client_svid.roots, b"", b"nonsense"):
         with pytest.raises(TlsError) as caught:
-            verify_leaf(certificate)
+            verify_leaf(certificate, client=True)
         assert caught.value.reason == "bad_certificate"
 
 
