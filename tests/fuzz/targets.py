@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
+from ztunnel.http import Answer, Query, Routes, encode_head, find
+
 from ambient.errors import ConfigError, RemoteProtocolError
 from ambient.model.address import canonical, format_hostport, parse_hostport
 from ambient.wire import zds
 from ambient.wire.hbone import HboneConnection, Role
 from ambient.wire.hbone_events import DataReceived, RequestReceived
-from ztunnel.http import Answer, Query, Routes, encode_head, find
 
 # Descriptors are numbers to a sans-IO machine.
 FD = 7
