@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-from ztunnel.http import Answer, Query, Routes, encode_head, find
-
+from ambient.engine.pages import Answer, Query, Routes, encode_head, find
 from ambient.errors import ConfigError, RemoteProtocolError
 from ambient.model.address import canonical, format_hostport, parse_hostport
 from ambient.wire import zds
