@@ -129,7 +129,7 @@ async def followed(reactor: Reactor, path: Path) -> AsyncIterator[tuple[Loopback
     await agent.listen()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(follower.run)
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             await agent.accept()
             yield mesh, agent, follower
         follower.stop()
