@@ -94,6 +94,13 @@ class Subject(Protocol):
         """Try to enroll it again."""
 
 
+class RulesAsked(Protocol):
+    """Who tells whether rules stand."""
+
+    def stand(self, netns: int, capture: Capture) -> bool:
+        """Whether exactly the rules of *capture* are there, and the routes that they need."""
+
+
 class Ztunnel(Protocol):
     """The part of ``ZdsServer`` that is asked."""
 
@@ -151,12 +158,15 @@ class Attestor:
 
     Args:
         subjects: The keepers by uid; looked up anew each time.
+        rules: Who reads rules that are not nf_tables'; None for those that are.
     """
 
-    def __init__(self, subjects: Mapping[str, Subject], ztunnel: Ztunnel) -> None:
+    def __init__(
+        self, subjects: Mapping[str, Subject], ztunnel: Ztunnel, rules: RulesAsked | None = None
+    ) -> None:
         self._subjects = subjects
         self._ztunnel = ztunnel
-        self._rules = evidence.RuleReader()
+        self._rules = rules or evidence.RuleReader()
         self._watched: dict[str, _Watched] = {}
         self._lost: dict[str, _Lost] = {}
         self._owners: dict[int, str] = {}
