@@ -17,6 +17,7 @@ import pytest
 from ambient.engine.blocking import BlockingAdminClient
 from ambient.engine.netlink import NetlinkSocket
 from ambient.engine.netns import open_netns
+from ambient.errors import AmbientError
 from ambient.fabric import clean
 from ambient.redirect import backend
 from ambient.redirect.backend import Standing
@@ -322,3 +323,67 @@ def test_rootless_refuses_strangers_with_a_sentence(tmp_path: Path, monkeypatch:
     finally:
         os.close(own)
         clean.clean(str(run_dir))
+
+
+def labelled(mesh: Mesh) -> None:
+    """Have every pod of the namespace ``test`` in the mesh from its start."""
+    labels = {"istio.io/dataplane-mode": "ambient"}
+    space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "test", "labels": labels}}
+    with BlockingAdminClient.connect(mesh.run_dir / "control.sock", DEADLINE) as control:
+        control.call("apply", objects=[{**space, "origin": "test:1"}, pod("web", "sleep", "infinity")])
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A run directory; whatever lives in it is gone afterwards."""
+    if os.geteuid() != 0:
+        monkeypatch.setenv("AMBIENT_ROOTLESS", "1")
+    yield tmp_path / "run"
+    clean.clean(str(tmp_path / "run"))
+
+
+@pytest.mark.cni
+@pytest.mark.nft
+def test_a_pod_starts_captured_or_not_at_all(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ambient-cni fails where the capture fails: here the agent has no nft, and was told to use it."""
+    monkeypatch.setenv("AMBIENT_REDIRECT", "nft")
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    mesh = Mesh(run_dir, cni="bridge")
+    labelled(mesh)
+
+    def reason() -> str:
+        return str(mesh.pods().get("web", {}).get("status", {}).get("reason", ""))
+
+    wait_until(lambda: "ambient-cni ADD: pod test/web: it cannot be captured" in reason(), "the refusal")
+
+    assert "there is no program nft" in reason()
+    assert mesh.pods()["web"]["status"]["containerStatuses"] == []
+
+
+@pytest.mark.cni
+@pytest.mark.iptables
+@pytest.mark.parametrize("rules", ["netlink", "nft", "iptables"])
+def test_a_pod_of_a_labelled_namespace_is_captured_before_it_runs(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, rules: str
+) -> None:
+    """By whatever puts the rules in; the agent has said so before the runtime went on."""
+    monkeypatch.setenv("AMBIENT_REDIRECT", rules)
+    mesh = Mesh(run_dir, cni="ptp")
+    labelled(mesh)
+
+    wait_until(lambda: mesh.pods().get("web", {}).get("status", {}).get("phase") == "Running", "the pod")
+
+    assert mesh.pods()["web"]["status"]["ambient"]["enrolled"]
+    log = (run_dir / "logs/agent-node-1.log").read_text()
+    assert log.index("test/web#1 is enrolled") < log.index("CNI ADD test/web: enrolled")
+
+
+def test_a_missing_plugin_is_said_before_anything_starts(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the package that has it."""
+    monkeypatch.setattr("ambient.fabric.cni.find", lambda _plugin, _directories: "")
+
+    with pytest.raises(AmbientError, match="apt install containernetworking-plugins"):
+        Mesh(run_dir, cni="macvlan")
+    assert not run_dir.exists()
