@@ -6,7 +6,7 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,31 +136,36 @@ def _attached(mesh: Mesh, stack: ExitStack) -> dict[str, Host]:
 
 
 def _made_by_hand(stack: ExitStack) -> dict[str, Host]:
-    """One namespace is the wire: it routes between the links of the others."""
-    forwarding = {"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1"}
-    wire = make_netns({**POD_SYSCTLS, **forwarding})
-    stack.callback(os.close, wire)
     hosts = {}
     for number, name in enumerate(NODE_OF, 1):
         fd = make_netns(POD_SYSCTLS)
         stack.callback(os.close, fd)
-        host = hosts[name] = Host(name, fd, f"192.0.2.{number}", f"2001:db8::{number}")
+        hosts[name] = Host(name, fd, f"192.0.2.{number}", f"2001:db8::{number}")
+    connect_by_hand(stack, hosts.values())
+    return hosts
+
+
+def connect_by_hand(stack: ExitStack, hosts: Iterable[Host]) -> None:
+    """Give namespaces their addresses: one more is the wire, and routes between the links of the others."""
+    forwarding = {"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1"}
+    wire = make_netns({**POD_SYSCTLS, **forwarding})
+    stack.callback(os.close, wire)
+    for number, host in enumerate(hosts, 1):
         link = f"w{number}"
         with NetlinkSocket(wire) as nl:
-            nl.add_veth(link, "anything0", peer_netns=fd)
+            nl.add_veth(link, "anything0", peer_netns=host.netns)
             nl.set_up(link)
             nl.add_address(link, "192.0.2.254/32")
             nl.add_address(link, "fe80::1/64")
             nl.add_route(f"{host.ip}/32", link=link)
             nl.add_route(f"{host.ip6}/128", link=link)
-        with NetlinkSocket(fd) as nl:
+        with NetlinkSocket(host.netns) as nl:
             nl.set_up("anything0")
             nl.add_address("anything0", host.ip)
             nl.add_address("anything0", host.ip6)
             nl.add_route("192.0.2.254/32", link="anything0")
             nl.add_route("0.0.0.0/0", gateway="192.0.2.254", link="anything0")
             nl.add_route("::/0", gateway="fe80::1", link="anything0")
-    return hosts
 
 
 @dataclass
