@@ -46,6 +46,8 @@ COMMANDS = {
     "completion": ("about", "completion", "Print the completion script of a shell."),
     "version": ("about", "version", "Print the version."),
 }
+# What people who know istioctl type.
+ALIASES = {"ztunnel-config": "ztunnel", "zc": "ztunnel"}
 
 
 class Root(DeskGroup):
@@ -57,9 +59,10 @@ class Root(DeskGroup):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import and return one command."""
-        if cmd_name not in COMMANDS:
+        name = ALIASES.get(cmd_name, cmd_name)
+        if name not in COMMANDS:
             return None
-        module, attribute, _help = COMMANDS[cmd_name]
+        module, attribute, _help = COMMANDS[name]
         found: click.Command = getattr(importlib.import_module(f"ambient.cli.{module}"), attribute)
         return found
 

@@ -481,6 +481,7 @@ def _node_pod(pod: Pod) -> NodePod:
         netns=pod.status.netns,
         mode="ambient" if pod.capture.captured else "none",
         existing=pod.existing,
-        dns_capture=dns_capture(pod.spec.annotations),
+        # A guest asks name servers of its own, which know what ours does not.
+        dns_capture=dns_capture(pod.spec.annotations) and not pod.guest,
         exclusions=exclusions_of(pod.spec.annotations),
     )

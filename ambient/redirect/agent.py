@@ -15,7 +15,9 @@ from dataclasses import dataclass, replace
 
 import trio
 
+from ambient.engine import pages
 from ambient.engine.follow import Follow
+from ambient.engine.netns import listen_in
 from ambient.errors import ConfigError, Unavailable
 from ambient.model.addressing import NETNS
 from ambient.model.explain import refuses_strangers
@@ -24,6 +26,7 @@ from ambient.redirect.attestation import Attestor
 from ambient.redirect.backends import BACKEND_NAME, Backend, attestable, choose
 from ambient.redirect.cni_server import CniServer
 from ambient.redirect.dns_server import DnsServer
+from ambient.redirect.metrics import METRICS_PORT, METRICS_TYPE, exposition
 from ambient.redirect.pod_keeper import Around, PodKeeper
 from ambient.redirect.survey import survey
 from ambient.redirect.vips import VirtualAddresses
@@ -50,6 +53,7 @@ class Settings:
         rules: How rules are put into pods.
         dns_addresses: What the name server listens on; none switches it off.
         dns_upstreams: Name servers for names outside the cluster.
+        metrics_port: Where its own numbers are served on the node; 0: nowhere.
         dns_capture: Whether pods' lookups may be sent to their proxy; false overrules every pod.
         services: Whether virtual addresses are translated here (``loopback`` has nothing to translate).
     """
@@ -62,6 +66,7 @@ class Settings:
     dns_upstreams: tuple[str, ...] = ()
     dns_capture: bool = True
     services: bool = True
+    metrics_port: int = METRICS_PORT
 
 
 def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
@@ -126,6 +131,7 @@ class Agent:
                 nursery.start_soon(self._follow_control)
                 await self._follow.synchronised()
                 nursery.start_soon(self._attestor.run)
+                nursery.start_soon(self._serve_metrics)
                 if self._settings.cni_path:
                     nursery.start_soon(self._cni.run)
                 if self._settings.services:
@@ -150,6 +156,19 @@ class Agent:
             except* OSError as group:
                 log.error("no name server: %s", group.exceptions[0])
             await trio.sleep(DNS_RETRY_SECONDS)
+
+    async def _serve_metrics(self) -> None:
+        if not self._settings.metrics_port:
+            return
+        try:
+            listener = listen_in(None, self._settings.metrics_port)
+        except OSError as exc:
+            log.error("no metrics on port %d: %s", self._settings.metrics_port, exc.strerror)
+            return
+        await pages.serve(listener, {"/metrics": {"GET": self._metrics}})
+
+    def _metrics(self, _query: pages.Query) -> pages.Answer:
+        return pages.Answer(200, exposition(self._attestor.statistics()), METRICS_TYPE)
 
     def _pods_named(self, pods: tuple[NodePod, ...]) -> None:
         """Control's full list of this node's pods."""

@@ -69,6 +69,10 @@ class Subject(Protocol):
         """The descriptor of its namespace; only while it is attestable."""
 
     @property
+    def opened(self) -> int:
+        """How often it opened a namespace: tells two apart whose descriptors have the same number."""
+
+    @property
     def path(self) -> str:
         """Where its namespace is found."""
 
@@ -112,6 +116,7 @@ class Ztunnel(Protocol):
 class _Watched:
     """One enrolled pod, and what it looked like when all was well."""
 
+    opened: int
     netns: int
     identity: tuple[int, int]
     watch: NetnsWatch
@@ -300,13 +305,13 @@ class Attestor:
 
     def _watch(self, uid: str, subject: Subject) -> _Watched:
         found = self._watched.get(uid)
-        identity = netns_identity(subject.netns)
-        if found is not None and (found.netns, found.identity) == (subject.netns, identity):
+        if found is not None and found.opened == subject.opened:
             return found
         past = found.past if found is not None else Past()
         self._forget(uid)
         watch = NetnsWatch(subject.netns, PROXY_PORTS)
-        made = _Watched(subject.netns, identity, watch, past=past)
+        identity = netns_identity(subject.netns)
+        made = _Watched(subject.opened, subject.netns, identity, watch, past=past)
         self._watched[uid] = made
         for fd in watch.event_fds():
             self._owners[fd] = uid

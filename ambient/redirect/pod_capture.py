@@ -64,7 +64,8 @@ class Existing:
 
 def install(rules: Backend, netns: int, pod: NodePod) -> Existing:
     """Install the rules and do with older connections what *pod* says."""
-    older = sockets.established(netns)
+    # A pod that drains has connections which the proxy carries: those are the mesh's.
+    older = sockets.past_the_proxy(netns, capture_of(pod))
     rules.install(netns, capture_of(pod))
     if pod.existing != "reset":
         return Existing(kept=older)

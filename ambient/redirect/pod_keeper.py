@@ -26,7 +26,7 @@ import trio
 from ambient.engine.netns import netns_identity, open_netns
 from ambient.errors import AmbientError, ConfigError
 from ambient.model.identity import DEFAULT_TRUST_DOMAIN, SpiffeId
-from ambient.redirect import backend, evidence, listing, pod_capture
+from ambient.redirect import backend, evidence, listing, pod_capture, sockets
 from ambient.redirect.attestation_plan import GiveUp, Namespace, Repair, What
 from ambient.redirect.backend import Standing
 from ambient.redirect.backends import Backend
@@ -83,6 +83,7 @@ class PodKeeper:
     Attributes:
         pod: What control said last.
         state: Where it stands.
+        opened: How often it opened a namespace.
         reason: Why it was not enrolled when that was last tried, if it was not.
         existing: Connections older than its capture; attestation takes off those that have ended.
     """
@@ -94,11 +95,14 @@ class PodKeeper:
         self.existing = Existing()
         self._around = around
         self._netns: int | None = None
+        self.opened = 0
         self._served = False
         self._drained = False
         self._gone = False
         self._asked = True
         self._busy = False
+        # Enrolled by another agent: which connections are older than that is still to be found out.
+        self._recalled = False
         self._capture_of_pod = pod_capture.capture_of(pod)
         self._verdict: Repair | GiveUp | None = None
         self._repairs = 0
@@ -138,7 +142,7 @@ class PodKeeper:
     @property
     def lost(self) -> bool:
         """Whether it is to be enrolled and could not be kept so."""
-        return self.state is State.LOST and not self._busy
+        return self.state is State.LOST
 
     @property
     def netns(self) -> int:
@@ -163,7 +167,8 @@ class PodKeeper:
 
     def retry(self) -> None:
         """Try again to enroll a lost pod."""
-        self._wake()
+        if not self._busy:
+            self._wake()
 
     def named(self) -> tuple[WorkloadInfo, int] | None:
         """For ztunnel's snapshot: whom to serve and where, if the pod is captured."""
@@ -177,6 +182,7 @@ class PodKeeper:
             match self._around.rules.standing(self._open(), self.capture):
                 case Standing.CAPTURED | Standing.DAMAGED:
                     self.state, self._served = State.ENROLLED, True
+                    self._recalled = True
                 case Standing.DRAINING:
                     self.state = State.DRAINING
                 case Standing.CLOSED:
@@ -410,13 +416,15 @@ class PodKeeper:
     async def _mend(self, asked: bool) -> None:
         """It is enrolled as it should be; make sure of the rules and say so."""
         try:
-            await trio.to_thread.run_sync(
-                self._around.rules.install, self._open(), pod_capture.capture_of(self.pod)
-            )
+            netns = self._open()
+            await trio.to_thread.run_sync(self._around.rules.install, netns, self.capture)
+            if self._recalled:
+                older = await trio.to_thread.run_sync(sockets.past_the_proxy, netns, self.capture)
+                self.existing, self._recalled = Existing(kept=older), False
         except (OSError, AmbientError) as exc:
             log.error("the rules of %s cannot be mended: %s", self.pod.uid, exc)
         if asked:
-            self._report()
+            self._report(existing=self.existing)
 
     async def _release(self, started: float) -> None:
         try:
@@ -461,6 +469,7 @@ class PodKeeper:
         if self._netns is None:
             try:
                 self._netns = open_netns(self.pod.netns)
+                self.opened += 1
             except OSError as exc:
                 raise ConfigError(f"no network namespace {self.pod.netns!r}: {exc.strerror}") from exc
         return self._netns
