@@ -21,6 +21,7 @@ from ambient.errors import AmbientError
 from ambient.fabric import clean
 from ambient.redirect import backend
 from ambient.redirect.backend import Standing
+from ambient.redirect.backends import choose
 from tests.lab import POD_SYSCTLS, Host, make_netns
 from tests.netns.meshes import DEADLINE, Mesh, pod, wait_until
 
@@ -293,11 +294,16 @@ def test_a_stranger_that_vanishes_is_forgotten(tmp_path: Path, monkeypatch: pyte
         assert backend.standing(place.hosts["client"].netns) is Standing.NONE
 
 
-def test_a_crashed_mesh_leaves_strangers_to_clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rules", ["netlink", pytest.param("iptables", marks=pytest.mark.iptables)])
+def test_a_crashed_mesh_leaves_strangers_to_clean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rules: str
+) -> None:
     """Rules without a proxy behind them refuse everything: ``ambient clean`` takes them away."""
     if os.geteuid() != 0:
         pytest.skip("not root")
     monkeypatch.setenv("AMBIENT_ROOTLESS", "0")
+    monkeypatch.setenv("AMBIENT_REDIRECT", rules)
+    kernel = choose(rules)
     run_dir = tmp_path / "run"
     with ExitStack() as stack:
         stack.callback(clean.clean, str(run_dir))
@@ -306,11 +312,11 @@ def test_a_crashed_mesh_leaves_strangers_to_clean(tmp_path: Path, monkeypatch: p
         place.mesh.apply()
         place.enroll()
         clean.kill(str(run_dir))
-        assert backend.standing(place.hosts["client"].netns) is Standing.CAPTURED
+        assert kernel.standing(place.hosts["client"].netns) is Standing.CAPTURED
 
         clean.clean(str(run_dir))
 
-        assert {backend.standing(host.netns) for host in place.hosts.values()} == {Standing.NONE}
+        assert {kernel.standing(host.netns) for host in place.hosts.values()} == {Standing.NONE}
 
 
 def test_rootless_refuses_strangers_with_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
