@@ -18,9 +18,16 @@ from ambient.fabric.guests_plan import Guest
 NAME = "guests.json"
 
 
-def write(run_dir: str, guests: Iterable[Guest]) -> None:
-    """Write down *guests*, all of them or the ones before."""
-    book = [{"pid": each.pid, "path": each.path, "identity": list(each.identity)} for each in guests]
+def write(run_dir: str, guests: Iterable[Guest], rules: str) -> None:
+    """Write down *guests*, all of them or the ones before.
+
+    Args:
+        rules: The name of the backend that puts rules into them.
+    """
+    book = [
+        {"pid": each.pid, "path": each.path, "identity": list(each.identity), "rules": rules}
+        for each in guests
+    ]
     target = Path(run_dir, NAME)
     draft = target.with_suffix(".new")
     # The run directory may be gone already, and then nobody will read it.
@@ -38,9 +45,9 @@ def clear_rules(run_dir: str) -> int:
             continue
         try:
             # A mesh without guests, which is nearly every one, need not load the rule code.
-            from ambient.redirect import backend
+            from ambient.redirect.backends import choose
 
-            backend.remove(fd)
+            choose(str(entry.get("rules") or "")).remove(fd)
             cleared += 1
         finally:
             os.close(fd)

@@ -36,7 +36,7 @@ from ambient.fabric.guests_plan import (
     refuse_known,
 )
 from ambient.fabric.syscalls import MountFlag, Namespace
-from ambient.redirect import backend
+from ambient.redirect.backends import BACKEND_NAME, Backend
 
 # How often guests are looked after; picked, not measured: reading one /proc/PID/stat each costs microseconds.
 WATCH_SECONDS = 1.0
@@ -51,6 +51,7 @@ class Guests:
 
     Args:
         machine: The network namespace that the mesh was started from.
+        rules: How the agents put rules into pods, and how they are taken out again.
         refusal: Why this mesh can have none; "" if it can.
         ours: Returns the namespaces of the mesh itself and what they are.
         nodes: Names of the nodes; the first is where guests go that name none.
@@ -61,6 +62,7 @@ class Guests:
     nodes: tuple[str, ...]
     ours: Callable[[], Mapping[Identity, str]]
     machine: Identity
+    rules: Backend
     refusal: str = ""
     _known: dict[Identity, Guest] = field(default_factory=dict)
     _roots: dict[Identity, int] = field(default_factory=dict)
@@ -124,13 +126,13 @@ class Guests:
         finally:
             for guest in self._known.values():
                 with suppress(OSError), _entered(guest) as netns:
-                    backend.drain(netns)
+                    self.rules.drain(netns)
 
     def leave(self) -> None:
         """Let go of every guest: no rule of ours stays, since no proxy does."""
         for guest in tuple(self._known.values()):
             with _noted(guest), _entered(guest) as netns:
-                backend.remove(netns)
+                self.rules.remove(netns)
             self._release(guest)
 
     def _require_possible(self) -> None:
@@ -204,7 +206,7 @@ class Guests:
 
     def _write_down(self) -> None:
         """For ``clean``: rules of ours in namespaces that outlive a crashed mesh."""
-        guestbook.write(self.run_dir, self._known.values())
+        guestbook.write(self.run_dir, self._known.values(), os.environ.get(BACKEND_NAME, ""))
 
     def _is_bound(self, guest: Guest) -> bool:
         """Whether its path still means it, in the view of whoever named it."""

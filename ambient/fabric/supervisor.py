@@ -34,6 +34,7 @@ from ambient.fabric.places import LoopbackPlaces, NamespacePlaces, Places
 from ambient.fabric.pods import Pods
 from ambient.fabric.table import Table
 from ambient.fabric.wiring_plan import NodePlan
+from ambient.redirect.backends import BACKEND_NAME, choose
 
 # From the start of control to its first answer; it imports and makes a CA in well under a second.
 CONTROL_SECONDS = 20.0
@@ -203,7 +204,8 @@ def _guests(settings: Settings, keeper: Keeper, made: Mapping[str, Node], pods: 
         nodes = {netns_identity(node.netns): name for name, node in made.items() if node.netns is not None}
         return {**nodes, _own_network(): "the network between the nodes", **pods.namespaces()}
 
-    return Guests(settings.run_dir, keeper.control, tuple(made), ours, settings.machine, refusal)
+    rules = choose(os.environ.get(BACKEND_NAME, ""))
+    return Guests(settings.run_dir, keeper.control, tuple(made), ours, settings.machine, rules, refusal)
 
 
 def _own_network() -> Identity:

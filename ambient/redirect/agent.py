@@ -23,7 +23,7 @@ from ambient.model.addressing import NETNS
 from ambient.model.explain import refuses_strangers
 from ambient.redirect import backend
 from ambient.redirect.attestation import Attestor
-from ambient.redirect.backends import Backend, attestable, choose
+from ambient.redirect.backends import BACKEND_NAME, Backend, attestable, choose
 from ambient.redirect.cni_server import CniServer
 from ambient.redirect.dns_server import DnsServer
 from ambient.redirect.metrics import METRICS_PORT, METRICS_TYPE, exposition
@@ -82,7 +82,7 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
         node=environment["NODE_NAME"],
         zds_path=environment["INPOD_UDS"],
         cni_path=environment.get("AMBIENT_CNI_SOCKET", ""),
-        rules=choose(environment.get("AMBIENT_REDIRECT", "")),
+        rules=choose(environment.get(BACKEND_NAME, "")),
         dns_upstreams=tuple(environment.get("AMBIENT_DNS_UPSTREAMS", "").split()),
         # The name and the meaning that ztunnel gives it: the two must agree.
         dns_capture=environment.get("ISTIO_META_DNS_CAPTURE", "true").lower() == "true",

@@ -9,12 +9,14 @@ other words: ``nft`` for people who want to see the text go in (and for tests, a
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
 from ambient.engine.netns import in_netns
+from ambient.engine.privileges import CAP_NET_RAW
 from ambient.errors import ConfigError
 from ambient.redirect import backend, evidence, iptables_plan, listing, text
 from ambient.redirect.backend import Standing
@@ -27,6 +29,18 @@ from ambient.wire.nft import Table
 PROGRAM_SECONDS = 10.0
 ANY = Capture()
 FAMILIES = ((AF_INET, "iptables-legacy"), (AF_INET6, "ip6tables-legacy"))
+
+
+# The environment name that chooses one.
+BACKEND_NAME = "AMBIENT_REDIRECT"
+# Who may not write the machine's lock needs none: no other program of its kind is in its pods.
+XTABLES_LOCK = "/run/xtables.lock"
+
+
+def needed(name: str) -> frozenset[int]:
+    """The capabilities that a backend needs beside a node daemon's own."""
+    # The programs speak to the kernel by a raw socket.
+    return frozenset({CAP_NET_RAW}) if name == "iptables" else frozenset()
 
 
 class Backend(Protocol):
@@ -77,7 +91,7 @@ def choose(name: str) -> Backend:
         case "loopback":
             return Nowhere()
         case _:
-            raise ConfigError(f"AMBIENT_REDIRECT={name!r} is none of netlink, nft, iptables, loopback")
+            raise ConfigError(f"{BACKEND_NAME}={name!r} is none of netlink, nft, iptables, loopback")
 
 
 def attestable(rules: Backend) -> IptablesLegacy | None:
@@ -261,7 +275,12 @@ def run(netns: int, argv: Sequence[str], lines: str = "") -> str:
         # The child is born where its parent thread is.
         with in_netns(netns):
             process = subprocess.Popen(
-                argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+                argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env={**os.environ, **_lock()},
             )
     except FileNotFoundError as exc:
         raise OSError(
@@ -277,6 +296,11 @@ def run(netns: int, argv: Sequence[str], lines: str = "") -> str:
         said = errors.strip().splitlines()
         raise OSError(f"{argv[0]}: {said[0] if said else f'it ended with {process.returncode}'}")
     return output
+
+
+def _lock() -> dict[str, str]:
+    writable = os.access(XTABLES_LOCK, os.W_OK) or os.access(os.path.dirname(XTABLES_LOCK), os.W_OK)
+    return {} if writable else {"XTABLES_LOCKFILE": os.devnull}
 
 
 def _lines(chains: Sequence[Lines]) -> list[str]:

@@ -6,7 +6,7 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,11 @@ import pytest
 from ambient.engine.blocking import BlockingAdminClient
 from ambient.engine.netlink import NetlinkSocket
 from ambient.engine.netns import open_netns
+from ambient.errors import AmbientError
 from ambient.fabric import clean
 from ambient.redirect import backend
 from ambient.redirect.backend import Standing
+from ambient.redirect.backends import choose
 from tests.lab import POD_SYSCTLS, Host, make_netns
 from tests.netns.meshes import DEADLINE, Mesh, pod, wait_until
 
@@ -135,31 +137,36 @@ def _attached(mesh: Mesh, stack: ExitStack) -> dict[str, Host]:
 
 
 def _made_by_hand(stack: ExitStack) -> dict[str, Host]:
-    """One namespace is the wire: it routes between the links of the others."""
-    forwarding = {"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1"}
-    wire = make_netns({**POD_SYSCTLS, **forwarding})
-    stack.callback(os.close, wire)
     hosts = {}
     for number, name in enumerate(NODE_OF, 1):
         fd = make_netns(POD_SYSCTLS)
         stack.callback(os.close, fd)
-        host = hosts[name] = Host(name, fd, f"192.0.2.{number}", f"2001:db8::{number}")
+        hosts[name] = Host(name, fd, f"192.0.2.{number}", f"2001:db8::{number}")
+    connect_by_hand(stack, hosts.values())
+    return hosts
+
+
+def connect_by_hand(stack: ExitStack, hosts: Iterable[Host]) -> None:
+    """Give namespaces their addresses: one more is the wire, and routes between the links of the others."""
+    forwarding = {"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1"}
+    wire = make_netns({**POD_SYSCTLS, **forwarding})
+    stack.callback(os.close, wire)
+    for number, host in enumerate(hosts, 1):
         link = f"w{number}"
         with NetlinkSocket(wire) as nl:
-            nl.add_veth(link, "anything0", peer_netns=fd)
+            nl.add_veth(link, "anything0", peer_netns=host.netns)
             nl.set_up(link)
             nl.add_address(link, "192.0.2.254/32")
             nl.add_address(link, "fe80::1/64")
             nl.add_route(f"{host.ip}/32", link=link)
             nl.add_route(f"{host.ip6}/128", link=link)
-        with NetlinkSocket(fd) as nl:
+        with NetlinkSocket(host.netns) as nl:
             nl.set_up("anything0")
             nl.add_address("anything0", host.ip)
             nl.add_address("anything0", host.ip6)
             nl.add_route("192.0.2.254/32", link="anything0")
             nl.add_route("0.0.0.0/0", gateway="192.0.2.254", link="anything0")
             nl.add_route("::/0", gateway="fe80::1", link="anything0")
-    return hosts
 
 
 @dataclass
@@ -287,11 +294,16 @@ def test_a_stranger_that_vanishes_is_forgotten(tmp_path: Path, monkeypatch: pyte
         assert backend.standing(place.hosts["client"].netns) is Standing.NONE
 
 
-def test_a_crashed_mesh_leaves_strangers_to_clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rules", ["netlink", pytest.param("iptables", marks=pytest.mark.iptables)])
+def test_a_crashed_mesh_leaves_strangers_to_clean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rules: str
+) -> None:
     """Rules without a proxy behind them refuse everything: ``ambient clean`` takes them away."""
     if os.geteuid() != 0:
         pytest.skip("not root")
     monkeypatch.setenv("AMBIENT_ROOTLESS", "0")
+    monkeypatch.setenv("AMBIENT_REDIRECT", rules)
+    kernel = choose(rules)
     run_dir = tmp_path / "run"
     with ExitStack() as stack:
         stack.callback(clean.clean, str(run_dir))
@@ -300,11 +312,11 @@ def test_a_crashed_mesh_leaves_strangers_to_clean(tmp_path: Path, monkeypatch: p
         place.mesh.apply()
         place.enroll()
         clean.kill(str(run_dir))
-        assert backend.standing(place.hosts["client"].netns) is Standing.CAPTURED
+        assert kernel.standing(place.hosts["client"].netns) is Standing.CAPTURED
 
         clean.clean(str(run_dir))
 
-        assert {backend.standing(host.netns) for host in place.hosts.values()} == {Standing.NONE}
+        assert {kernel.standing(host.netns) for host in place.hosts.values()} == {Standing.NONE}
 
 
 def test_rootless_refuses_strangers_with_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,3 +334,67 @@ def test_rootless_refuses_strangers_with_a_sentence(tmp_path: Path, monkeypatch:
     finally:
         os.close(own)
         clean.clean(str(run_dir))
+
+
+def labelled(mesh: Mesh) -> None:
+    """Have every pod of the namespace ``test`` in the mesh from its start."""
+    labels = {"istio.io/dataplane-mode": "ambient"}
+    space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "test", "labels": labels}}
+    with BlockingAdminClient.connect(mesh.run_dir / "control.sock", DEADLINE) as control:
+        control.call("apply", objects=[{**space, "origin": "test:1"}, pod("web", "sleep", "infinity")])
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A run directory; whatever lives in it is gone afterwards."""
+    if os.geteuid() != 0:
+        monkeypatch.setenv("AMBIENT_ROOTLESS", "1")
+    yield tmp_path / "run"
+    clean.clean(str(tmp_path / "run"))
+
+
+@pytest.mark.cni
+@pytest.mark.nft
+def test_a_pod_starts_captured_or_not_at_all(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ambient-cni fails where the capture fails: here the agent has no nft, and was told to use it."""
+    monkeypatch.setenv("AMBIENT_REDIRECT", "nft")
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    mesh = Mesh(run_dir, cni="bridge")
+    labelled(mesh)
+
+    def reason() -> str:
+        return str(mesh.pods().get("web", {}).get("status", {}).get("reason", ""))
+
+    wait_until(lambda: "ambient-cni ADD: pod test/web: it cannot be captured" in reason(), "the refusal")
+
+    assert "there is no program nft" in reason()
+    assert mesh.pods()["web"]["status"]["containerStatuses"] == []
+
+
+@pytest.mark.cni
+@pytest.mark.iptables
+@pytest.mark.parametrize("rules", ["netlink", "nft", "iptables"])
+def test_a_pod_of_a_labelled_namespace_is_captured_before_it_runs(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, rules: str
+) -> None:
+    """By whatever puts the rules in; the agent has said so before the runtime went on."""
+    monkeypatch.setenv("AMBIENT_REDIRECT", rules)
+    mesh = Mesh(run_dir, cni="ptp")
+    labelled(mesh)
+
+    wait_until(lambda: mesh.pods().get("web", {}).get("status", {}).get("phase") == "Running", "the pod")
+
+    assert mesh.pods()["web"]["status"]["ambient"]["enrolled"]
+    log = (run_dir / "logs/agent-node-1.log").read_text()
+    assert log.index("test/web#1 is enrolled") < log.index("CNI ADD test/web: enrolled")
+
+
+def test_a_missing_plugin_is_said_before_anything_starts(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the package that has it."""
+    monkeypatch.setattr("ambient.fabric.cni.find", lambda _plugin, _directories: "")
+
+    with pytest.raises(AmbientError, match="apt install containernetworking-plugins"):
+        Mesh(run_dir, cni="macvlan")
+    assert not run_dir.exists()
