@@ -43,8 +43,8 @@ class Faults:
         self.chance = chance
         self.done: Counter[str] = Counter()
         self.kills: list[float] = []
-        self._listening: set[str] = set()
-        self._looked = 0.0
+        apps = [each for each in mesh.processes() if each["role"] == "app"]
+        self._listeners = {str(each["node"]): listening(int(each["pid"])) for each in apps}
 
     def one(self) -> None:
         """The next fault, and back to health."""
@@ -59,16 +59,17 @@ class Faults:
         fault = self.chance.choice(faults)
         self.done[fault.__name__] += 1
         began = time.monotonic()
+        print(f"{fault.__name__} {node}: ", end="", file=sys.stderr, flush=True)
         fault(node)
         self._healthy(node)
-        print(f"{fault.__name__} {node}: {time.monotonic() - began:.1f} s", file=sys.stderr)
+        print(f"{time.monotonic() - began:.1f} s", file=sys.stderr)
         time.sleep(self.chance.uniform(0.0, LONGEST_PAUSE_SECONDS))
 
     def kill_ztunnel(self, node: str) -> None:
         """Whatever is open there is cut; nobody else notices."""
         victim = self.mesh.ztunnel(node)
         self.kills.append(time.monotonic())
-        os.kill(victim, signal.SIGKILL)
+        self._kill(f"ztunnel/{node}", victim)
 
     def freeze_ztunnel(self, node: str) -> None:
         """Everybody waits."""
@@ -80,7 +81,12 @@ class Faults:
 
     def kill_agent(self, node: str) -> None:
         """Nobody notices: pods stay captured, and ztunnel has the listeners too."""
-        os.kill(self.mesh.process(f"agent/{node}"), signal.SIGKILL)
+        self._kill(f"agent/{node}", self.mesh.process(f"agent/{node}"))
+
+    def _kill(self, name: str, victim: int) -> None:
+        """And wait until everybody knows: what follows is to meet its successor."""
+        os.kill(victim, signal.SIGKILL)
+        wait_for(lambda: self.mesh.process(name) not in (0, victim), f"another {name}")
 
     def freeze_agent(self, node: str) -> None:
         """Nobody notices."""
@@ -97,18 +103,10 @@ class Faults:
         """The agent has a ztunnel, which has the listeners and has left them with the agent."""
 
         def settled() -> bool:
-            agent = self.mesh.process(f"agent/{node}")
-            ztunnel = self.mesh.ztunnel(node)
-            return bool(agent and ztunnel and self._listens(agent) and self._listens(ztunnel))
+            pids = self.mesh.process(f"agent/{node}"), self.mesh.ztunnel(node)
+            return all(pids) and all(self._listeners[node] <= sockets_of(pid) for pid in pids)
 
         wait_for(settled, f"{node} to serve again")
-
-    def _listens(self, pid: int) -> bool:
-        """Whether *pid* holds the three listeners of its pod; those outlive the processes that hold them."""
-        mine = sockets_of(pid)
-        if len(mine & self._listening) < 3 and time.monotonic() > self._looked + 1.0:
-            self._listening, self._looked = listening(), time.monotonic()
-        return len(mine & self._listening) >= 3
 
 
 def sockets_of(pid: int) -> set[str]:
@@ -125,20 +123,13 @@ def sockets_of(pid: int) -> set[str]:
     return {each for each in found if each.startswith("socket:")}
 
 
-def listening() -> set[str]:
-    """Sockets that listen on the proxy's ports in any network namespace of the machine."""
-    found = set()
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{pid}/net/tcp6", encoding="ascii") as file:
-                rows = [line.split() for line in file][1:]
-        except OSError:
-            continue
-        # State 0A listens; the ports in hexadecimal are 15001, 15006 and 15008.
-        found |= {
-            f"socket:[{row[9]}]" for row in rows if row[3] == "0A" and row[1][-4:] in ("3A99", "3A9E", "3AA0")
-        }
-    return found
+def listening(pid: int) -> set[str]:
+    """Sockets that listen on the proxy's ports in the network namespace of *pid*: always the same three."""
+    with open(f"/proc/{pid}/net/tcp6", encoding="ascii") as file:
+        rows = [line.split() for line in file][1:]
+    # State 0A listens; the ports in hexadecimal are 15001, 15006 and 15008.
+    ports = ("3A99", "3A9E", "3AA0")
+    return {f"socket:[{row[9]}]" for row in rows if row[3] == "0A" and row[1][-4:] in ports}
 
 
 def run(mesh: Shop, seed: int, seconds: float, rate: float) -> list[Row]:

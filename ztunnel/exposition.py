@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import trio
 
+from ambient.engine.pages import Answer, Query, Routes
 from ambient.model.record import Direction
 from ztunnel.dns_metrics import DnsMetrics
-from ztunnel.http import Answer, Query, Routes
 from ztunnel.metrics import TcpMetrics
 from ztunnel.proxies import Proxies
 

@@ -38,6 +38,7 @@ class Settings:
         snapshot_path: Where the mesh is kept for the next process; "" for nowhere.
         memory_limit: Bytes of resident memory at which new work is refused (from 85 % on); 0 for none.
         ready_fd: Told when this process serves, by whoever started it; -1 for nobody.
+        crl_path: A file of revocation lists, looked at again when it changes; "" for none.
         limits: Deadlines and limits of the tunnels.
         ignored: Names that were set and are not honoured, for one warning.
     """
@@ -57,6 +58,7 @@ class Settings:
     snapshot_path: str = ""
     memory_limit: int = 0
     ready_fd: int = -1
+    crl_path: str = ""
     limits: Limits = field(default_factory=Limits)
     ignored: tuple[str, ...] = ()
 
@@ -86,6 +88,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         snapshot_path=environ.get("AMBIENT_MESH_SNAPSHOT", ""),
         memory_limit=_bytes(environ, "AMBIENT_MEMORY_LIMIT"),
         ready_fd=_descriptor(environ, "AMBIENT_READY_FD"),
+        crl_path=environ.get("CRL_PATH", ""),
         limits=read_limits(environ),
         ignored=ignored(environ),
     )

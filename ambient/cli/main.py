@@ -31,6 +31,7 @@ COMMANDS = {
     "get": ("get", "get", "List objects: pods, services, namespaces, workloads, ..."),
     "enroll": ("enrollment", "enroll", "Take running pods into the mesh, without a restart."),
     "unenroll": ("enrollment", "unenroll", "Release pods from the mesh, without a restart."),
+    "redirect": ("redirection", "redirect", "Show the rules that capture a pod, and what is in force."),
     "exec": ("execute", "exec_", "Run a command inside a pod's network."),
     "logs": ("observe", "logs", "Print the log of a pod or a component."),
     "waypoint": ("waypoints", "waypoint", "Manage waypoints: apply, generate, list, status, delete."),

@@ -43,4 +43,4 @@ class Backoff:
 
 # A node's daemon that served for seconds and died is wanted back at once; one that dies while it starts is
 # not. Picked, not measured.
-NODE_RESTART = Backoff(first=0.1, longest=5.0, healthy_after=2.0)
+NODE_RESTART = Backoff(first=0.05, longest=5.0, healthy_after=1.0)

@@ -26,6 +26,9 @@ from ambient.fabric.zygote import Zygote
 ATTACH_SECONDS = 0.5
 # From the birth of a ztunnel to its word that it serves; an add may wait 17 s for a certificate.
 READY_SECONDS = 30.0
+# Retired processes of a node that still carry connections: each takes some 10 MiB and what these need, and
+# none is ended before its last connection. Picked, not measured.
+MAX_RETIRED = 16
 
 
 @dataclass(slots=True)
@@ -42,6 +45,7 @@ class ZtunnelKeeper:
     _zygote: Zygote | None = field(init=False, default=None)
     _zygote_there: trio.Event = field(init=False, default_factory=trio.Event)
     _nursery: trio.Nursery | None = field(init=False, default=None)
+    _retired: int = field(init=False, default=0)
     _backoff: Backoff = field(init=False, default=NODE_RESTART)
     _starting: trio.Lock = field(init=False, default_factory=trio.Lock)
 
@@ -68,8 +72,14 @@ class ZtunnelKeeper:
         """Let a new process take over from the one that runs, and return when it serves.
 
         Raises:
-            AmbientError: the new one does not come to serve; then the old one goes on.
+            AmbientError: the new one does not come to serve, or too many before it still carry connections;
+                then the old one goes on.
         """
+        if self._retired >= MAX_RETIRED:
+            raise AmbientError(
+                f"{self._retired} earlier ztunnels of {self.daemon.node} still carry connections: wait for "
+                "these, or end one of the processes that ambient status shows with SIGTERM"
+            )
         async with self._starting:
             old, began = self.entry.process, trio.current_time()
             process, ready = await self._fork()
@@ -117,11 +127,13 @@ class ZtunnelKeeper:
         """Show it while it is there."""
         name = f"{self.daemon.name}/{process.host_pid}"
         entry = self.keeper.table.add(replace(self.entry, name=name, process=process, restarts=0))
+        self._retired += 1
         try:
             await process.wait()
         finally:
             with trio.CancelScope(shield=True):
                 await self._stop(entry)
+            self._retired -= 1
             self.keeper.table.remove(entry)
 
     async def _stop(self, entry: Entry) -> None:

@@ -7,7 +7,7 @@ import re
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ztunnel.http import Answer, Found, Query, find
+from ambient.engine.pages import Answer, Found, Query, find
 
 METHODS = ["GET", "POST", "PUT", "HEAD", "get", "CONNECT", "OPTIONS", ""]
 PATHS = ["/config_dump", "/quitquitquit", "/logging", "/", "/debug/..", "//config_dump", "/config_dump/", "*"]

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import trio
 
+from ambient.engine.pages import Answer
 from tests.flow.loopback import until
 from ztunnel.desk import bind, serve_desk
-from ztunnel.http import Answer
 
 ROUTES = {"/x": {"GET": lambda query: Answer(200, "hello\n")}}
 
