@@ -33,7 +33,7 @@ NAMES_PORT = 15053
 DOORS = range(NAMES_PORT, NAMES_PORT + 4)
 # ztunnel's TTL.
 TTL_SECONDS = 30
-# A question is one packet; the largest that resolvers send with EDNS options. Picked, not measured.
+# A question is one packet, by TCP too; the largest that resolvers send with options. Picked, not measured.
 MAX_QUESTION_BYTES = 4096
 # Datagrams read before others of the loop have their turn. Picked, not measured.
 DATAGRAMS_PER_EVENT = 64
@@ -41,7 +41,7 @@ DATAGRAMS_PER_EVENT = 64
 MAX_PENDING = 256
 MAX_PENDING_IN_ALL = 2048
 # Connections of one pod, the time one may say nothing, and its questions at once. Picked, not measured.
-MAX_CLIENTS = 64
+MAX_CLIENTS = 32
 IDLE_SECONDS = 10.0
 MAX_PIPELINED = 16
 # A draining server stops when nobody has asked for this long, and at the latest after twice the time that
@@ -267,7 +267,7 @@ class _Client(NullReceiver):
         self._channel.close()
 
     def data_received(self, data: memoryview) -> None:
-        """Take what came; a message is at most 64 KiB, and no more than one is kept incomplete."""
+        """Take what came: one read of the channel at most is kept while answers are owed."""
         self._data += data
         self._take()
 
@@ -295,7 +295,7 @@ class _Client(NullReceiver):
             except RemoteProtocolError:
                 self._channel.abort()
                 return
-        if self._blocked() or len(self._data) >= LENGTH.size + MAX_TCP_BYTES:
+        if self._blocked():
             self._channel.pause()
         else:
             self._channel.resume()
@@ -307,6 +307,8 @@ class _Client(NullReceiver):
         if self._blocked() or len(self._data) < LENGTH.size:
             return None
         end = LENGTH.size + LENGTH.unpack_from(self._data)[0]
+        if end > LENGTH.size + MAX_QUESTION_BYTES:
+            return b""  # Which is no question: it ends the connection.
         if len(self._data) < end:
             return None
         message = bytes(self._data[LENGTH.size : end])
