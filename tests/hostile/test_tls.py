@@ -69,7 +69,7 @@ def served(make: Callable[[Signer], bytes] | None = None, sni: str | None = None
             wire.connect(door.authority)
             assert wire.status() == 200
             wire.send(f.frame(f.DATA, f.END_STREAM, 1))
-            wire.alive()
+            wire.finished()
 
     return attack
 
