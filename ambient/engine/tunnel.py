@@ -36,6 +36,7 @@ from ambient.wire.hbone_frames import (
     ErrorCode,
     pack_data_header,
 )
+from ambient.wire.hbone_split import HboneError
 
 __all__ = [
     "Headers",
@@ -264,7 +265,10 @@ class TunnelConnection:
         self._heard = now = self._reactor.now()
         try:
             happened = self.wire.receive_data(data, now)
-        except RemoteProtocolError as exc:
+        except HboneError as exc:
+            for event in exc.events:
+                if isinstance(event, events.StreamReset):
+                    self._on_reset(event)  # Else its owner would never hear of the end.
             self.push()
             self.channel.flush()
             self._end(exc)

@@ -141,8 +141,8 @@ class HboneConnection(FrameSplitter):
             now: Monotonic seconds, for the budgets.
 
         Raises:
-            RemoteProtocolError: the peer broke the protocol or overdrew a budget; send
-                ``take_output()`` (a GOAWAY) and close.
+            HboneError: the peer broke the protocol or overdrew a budget; send ``take_output()`` (a GOAWAY)
+                and close. Streams that were reset before, in the same bytes, are in its ``events``.
         """
         if self._broken:
             raise LocalProtocolError("the connection is broken")
@@ -155,6 +155,7 @@ class HboneConnection(FrameSplitter):
         except HboneError as exc:
             self._broken = self.closing = True
             self._out += f.goaway(self._last_peer_id, exc.code, str(exc).encode()[:MAX_DEBUG_BYTES])
+            exc.events = events
             raise
         return events
 

@@ -27,11 +27,16 @@ _STREAM_MASK = 0x7FFF_FFFF
 
 
 class HboneError(RemoteProtocolError):
-    """The peer broke HTTP/2 in a way that ends the connection; *code* goes into our GOAWAY."""
+    """The peer broke HTTP/2 in a way that ends the connection; *code* goes into our GOAWAY.
+
+    Attributes:
+        events: What the same bytes said before: a stream that they reset is gone from the connection.
+    """
 
     def __init__(self, code: ErrorCode, message: str) -> None:
         super().__init__(f"{code.name}: {message}")
         self.code = code
+        self.events: list[Event] = []
 
 
 class FrameSplitter(ABC):

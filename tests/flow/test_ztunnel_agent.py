@@ -113,7 +113,9 @@ class Agent:
 
 
 @asynccontextmanager
-async def followed(reactor: Reactor, path: Path) -> AsyncIterator[tuple[LoopbackMesh, Agent, AgentFollower]]:
+async def followed(
+    reactor: Reactor, path: Path, *, seconds: float = 10
+) -> AsyncIterator[tuple[LoopbackMesh, Agent, AgentFollower]]:
     """A ztunnel that follows an agent; namespaces are files named after addresses."""
     mesh = LoopbackMesh(reactor)
 
@@ -129,7 +131,7 @@ async def followed(reactor: Reactor, path: Path) -> AsyncIterator[tuple[Loopback
     await agent.listen()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(follower.run)
-        with trio.fail_after(60):
+        with trio.fail_after(seconds):
             await agent.accept()
             yield mesh, agent, follower
         follower.stop()

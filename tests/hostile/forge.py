@@ -61,7 +61,7 @@ class Leaf:
 
     def signed(self, signer: Signer | None) -> Signer:
         """By *signer*, or by itself."""
-        key = self.key or ec.generate_private_key(ec.SECP256R1())
+        key = (self.key() if callable(self.key) else self.key) or ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, self.subject)] if self.subject else [])
         now = datetime.now(UTC)
         made = (

@@ -189,6 +189,10 @@ class Wire:
                 self.code = f.UINT32.unpack_from(frame[3], 4)[0]
         return self.code
 
+    def finished(self, stream: int = 1) -> None:
+        """The other end has sent all it had on *stream*; whoever leaves earlier is recorded as gone."""
+        self.until(lambda frame: frame[0] == f.DATA and bool(frame[1] & f.END_STREAM) and frame[2] == stream)
+
     def alive(self, payload: bytes = b"are you?") -> None:
         """A PING is answered: the connection lives."""
         self.send(f.frame(f.PING, 0, 0, payload))

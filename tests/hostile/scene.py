@@ -2,7 +2,7 @@
 
 The oracle: the process lives, the neighbour's connection goes on and it may make another, every
 connection and descriptor of the attack is given back, the application got nothing it should not have,
-and there is exactly one record of the refusal, with the reason that the case names.
+and there is exactly one record of the refusal, with the reason that the case names, and a counter that grew.
 """
 
 from __future__ import annotations
@@ -164,6 +164,11 @@ class Scene:
             len(os.listdir("/proc/self/fd")),
         )
 
+    def counted(self) -> int:
+        """Connections that the metrics count as ended badly, or as never established."""
+        series = self.mesh.journal.metrics._series.values()
+        return sum(sum(each.failed.values()) + sum(each.closed.values()) for each in series)
+
     def refusals(self) -> list[AccessRecord]:
         """Records of what did not end well, the neighbour's apart."""
         friend = self.friend.addresses[0]
@@ -210,8 +215,10 @@ def play(case: Case) -> None:
             case.prepare(scene)
             # A thread of trio's costs descriptors of its own once: not the attack's.
             await trio.to_thread.run_sync(lambda: None)
-            before = scene.held()
+            before, counted = scene.held(), scene.counted()
             await trio.to_thread.run_sync(partial(case.attack, door))
+            if case.reason is not None:
+                await patiently(lambda: scene.counted() > counted, "no counter grew")
             await judge(scene, before, case)
 
     run_mesh(body, seconds=90)

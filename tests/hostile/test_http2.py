@@ -132,6 +132,15 @@ def unanswered_resets(door: Door) -> None:
         assert wire.end() in (E.ENHANCE_YOUR_CALM, None)
 
 
+def reset_then_broken(door: Door) -> None:
+    """In one record: the stream under way is reset, and then the connection ends. Nothing of it may stay."""
+    with door.http2() as wire:
+        wire.connect(f"{door.pod}:9")
+        wire.alive()
+        wire.send(f.rst_stream(1, E.CANCEL) + f.frame(f.PING, 0, 1, bytes(8)))
+        wire.end()
+
+
 def made_you_reset(fault: Callable[[int], bytes], *, open_first: bool = True) -> Attack:
     """CVE-2025-8671: the peer provokes our resets."""
 
@@ -186,7 +195,7 @@ def early_data_is_held(door: Door) -> None:
         got = b""
         while got != b"early":
             got += wire.until(lambda frame: frame[0] == f.DATA)[3]
-        wire.alive()
+        wire.finished()
 
 
 def too_many_streams(door: Door) -> None:
@@ -225,7 +234,7 @@ def huge_settings(door: Door) -> None:
             got, longest = got + size, max(longest, size)
         assert longest <= 2**20
         wire.send(f.frame(f.DATA, f.END_STREAM, 1))
-        wire.alive()
+        wire.finished()
 
 
 def goaway_then_more(door: Door) -> None:
@@ -256,12 +265,12 @@ def last_stream_id(door: Door) -> None:
         assert wire.status(f.MAX_STREAM_ID) == 200
         wire.send(f.frame(f.DATA, f.END_STREAM, f.MAX_STREAM_ID, b"last"))
         assert wire.until(lambda frame: frame[0] == f.DATA)[3] == b"last"
-        wire.alive()
+        wire.finished(f.MAX_STREAM_ID)
     with door.http2() as wire:
         wire.connect(door.authority)
         assert wire.status() == 200
         wire.send(f.frame(f.DATA, f.END_STREAM, 1))
-        wire.alive()
+        wire.finished()
 
 
 def forged_headers(door: Door) -> None:
@@ -276,7 +285,7 @@ def forged_headers(door: Door) -> None:
         wire.connect(door.authority, 1, *said)
         assert wire.status() == 200
         wire.send(f.frame(f.DATA, f.END_STREAM, 1))
-        wire.alive()
+        wire.finished()
 
 
 def header_injection(door: Door) -> None:
@@ -345,7 +354,7 @@ def padding_counts(door: Door) -> None:
             wire.send(padded)
         wire.send(f.frame(f.DATA, f.END_STREAM, 1, b"end"))
         assert wire.until(lambda frame: frame[0] == f.DATA)[3] == b"end"
-        wire.alive()
+        wire.finished()
 
 
 def blackhole(scene: Scene) -> None:
@@ -450,6 +459,8 @@ CASES = [
     Case("H20", "answered", flood(rapid_reset, 400), "flood of resets|without effect", others=True),
     Case("H20", "under-way", unanswered_resets, "flood of resets", others=True, limits=Limits(dial=60),
          prepare=blackhole),
+    Case("H20", "reset-then-broken", reset_then_broken, "http2 failure: PROTOCOL_ERROR: PING", others=True,
+         limits=Limits(dial=60), prepare=blackhole),
     Case("H21", "window-update-zero", made_you_reset(lambda n: f.window_update(n, 0)), "flood of resets",
          others=True),
     Case("H21", "window-overflow", made_you_reset(lambda n: f.window_update(n, f.MAX_WINDOW)),

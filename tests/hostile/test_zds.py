@@ -39,11 +39,10 @@ def meet(directory: Path, meeting: Meeting, **more: Any) -> None:
     """Play *meeting* between an agent by hand and a real follower."""
 
     async def main(reactor: Reactor) -> None:
-        async with followed(reactor, directory / "zds") as (mesh, agent, follower):
+        async with followed(reactor, directory / "zds", seconds=120) as (mesh, agent, follower):
             for name, value in more.items():
                 setattr(follower, name, value(reactor) if callable(value) else value)
-            with trio.fail_after(60):
-                await meeting(mesh, agent, directory)
+            await meeting(mesh, agent, directory)
 
     host.run(main)
 
@@ -232,7 +231,8 @@ def test_a_flood_of_adds_is_answered_in_order(tmp_path: Path) -> None:
         fd = namespace(directory, web)
         good, bad = msgpack.packb(add_of(mesh)), msgpack.packb(add_of(mesh, identity="nobody"))
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
-        wrong = {index for index in range(count) if index % 7 == 3}
+        # A good one has ztunnel pass listeners and a key each time: enough of them to be told apart.
+        wrong = {index for index in range(count) if index % 50}
 
         async def flood() -> None:
             for index in range(count):

@@ -791,3 +791,11 @@ def test_resets_after_the_answer_are_ordinary() -> None:
         (request,) = receive(connection, headers(2 * number + 1))
         connection.accept(request.stream)
         receive(connection, f.rst_stream(2 * number + 1, 8))
+
+
+def test_what_was_reset_before_the_end_is_told() -> None:
+    """In one read: a stream's reset, then a broken rule. The stream is gone, so somebody must hear of it."""
+    connection, stream = accepted()
+    with pytest.raises(HboneError) as caught:
+        receive(connection, f.rst_stream(1, 8), frame(f.PING, 0, 1, bytes(8)))
+    assert caught.value.events == [StreamReset(stream, 8, False, "reset by the peer")]
