@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
+
 from ambient.engine.channel import Channel
 from ambient.engine.relay import Relay, RelayCounts, relay
 from ambient.model.address import format_hostport
@@ -87,6 +90,8 @@ class ProxiedConnection:
             else:
                 flow.series.opened += 1
             self._series = flow.series
+            if self.context.journal.levels.access < logging.INFO:
+                self.context.journal.began(replace(self._record("", Flag.NONE, 0, 0), opened=True))
 
     def join(self, downstream: Channel, upstream: Channel) -> None:
         """Move bytes until both ends are done, then finish."""

@@ -22,7 +22,9 @@ HONOURED: Mapping[str, tuple[str, str]] = {
     "ISTIO_META_DNS_CAPTURE": ("true", "answer pods' lookups on port 15053"),
     "POOL_UNUSED_RELEASE_TIMEOUT": ("5m", "how long a pooled tunnel without a stream is kept"),
     "POOL_MAX_STREAMS_PER_CONNECTION": ("100", "streams of a tunnel; then another is opened"),
+    "CRL_PATH": ("", "a file of revocation lists; whoever is on one is refused at the handshake"),
     "USER_TIMEOUT_ENABLED": ("true", "find a tunnel's peer dead when it acknowledges nothing"),
+    "UNSTABLE_ENABLE_SOCKS5": ("false", "a SOCKS5 entry on port 15080 of each pod's loopback"),
     "PREFERED_SERVICE_NAMESPACE": ("", "whose services win over others' of the same name, in lookups"),
 }
 
@@ -55,7 +57,6 @@ NOT_HONOURED: Mapping[str, tuple[str, ...]] = {
     "CA_ROOT_CA": (),
     "CLUSTER_DOMAIN": ("cluster.local",),
     "COMPLIANCE_POLICY": (),
-    "CRL_PATH": (),
     "ENABLE_ORIG_SRC": ("true",),
     "ENABLE_PROXY": ("true",),
     "FAKE_CA": ("false",),
@@ -80,7 +81,6 @@ NOT_HONOURED: Mapping[str, tuple[str, ...]] = {
     "SECRET_TTL": (),
     "TLS12_ENABLED": ("false",),
     "TRUST_DOMAIN": ("cluster.local",),
-    "UNSTABLE_ENABLE_SOCKS5": ("false",),
     "XDS_ADDRESS": (),
     "XDS_ON_DEMAND": ("false",),
     "XDS_ROOT_CA": (),

@@ -54,6 +54,12 @@ class Journal:
         """Count a connection whose ends are known; give the result to ``ended``."""
         return self.metrics.opened(traffic)
 
+    def began(self, record: AccessRecord) -> None:
+        """Say that a connection has begun, if access records are asked for in such detail (DEBUG)."""
+        if not self._lines:
+            self._reactor.call_soon(self.flush)
+        self._lines.append(self._format(record))
+
     def failed(self, reporter: str, traffic: Traffic | None, flag: Flag) -> None:
         """Count a connection that was never established; ``ended`` is called for it too."""
         self.metrics.failed(reporter, traffic, flag)

@@ -41,9 +41,11 @@ class OutboundConnection(ProxiedConnection):
 
     direction = Direction.OUTBOUND
 
-    def __init__(self, context: Context, pool: TunnelPool, sock: socket.socket) -> None:
+    def __init__(
+        self, context: Context, pool: TunnelPool, sock: socket.socket, target: Address | None = None
+    ) -> None:
         self._application = SocketChannel(context.reactor, sock)
-        self._target = context.network.original_destination(sock)
+        self._target = target or context.network.original_destination(sock)
         super().__init__(context, self._application.peer_address, self._target)
         self._pool = pool
         self._chance = context.chance()

@@ -30,6 +30,7 @@ from ztunnel.inbound import MAX_HANDSHAKES, InboundHandshake, InboundTunnel
 from ztunnel.name_server import DOORS, NAMES_PORT, NameServer
 from ztunnel.outbound import OutboundConnection
 from ztunnel.passthrough import PassthroughConnection
+from ztunnel.socks5 import SOCKS_PORT, SocksDoor
 
 # The rules are gone, but a handshake with a listener may be half done: closing now would reset it. It takes
 # one round trip; measured: emptying the queue after 20 to 50 ms loses nothing.
@@ -67,6 +68,7 @@ class WorkloadProxy:
         self._policies: tuple[Policy, ...] | None = None
         self._pool = TunnelPool(context.reactor, hbone_dialler(context))
         self._names = NameServer(context, context.names) if context.names is not None else None
+        self._socks = SocksDoor(context, self._pool)
         context.open.on_empty = self._maybe_drained
 
     def start(self, given: Mapping[int, socket.socket] = MappingProxyType({})) -> None:
@@ -87,6 +89,10 @@ class WorkloadProxy:
                 (HBONE_PORT, self._accepted_hbone),
             ):
                 opened[port] = (given.get(port) or self.context.network.listen(port), accepted)
+            if self.context.socks:
+                port = SOCKS_PORT
+                sock = given.get(port) or self.context.network.listen_locally(port)
+                opened[port] = (sock, self._socks.accepted)
             if self._names is not None:
                 port = NAMES_PORT
                 self._names.start(left)
@@ -121,6 +127,7 @@ class WorkloadProxy:
             listener.accept_pending()
             listener.close()
         self._doors_open = False
+        self._socks.close()
         if self._names is not None:
             self._names.drain(self._maybe_drained)
         self.context.reactor.call_later(GOAWAY_DELAY, self._say_goodbye)
@@ -134,6 +141,7 @@ class WorkloadProxy:
         for listener in self._listeners.values():
             listener.close()
         self._doors_open = False
+        self._socks.close()
         if self._names is not None:
             self._names.retire(self._maybe_drained)
         self.context.reactor.call_later(GOAWAY_DELAY, self._say_goodbye)
@@ -142,6 +150,7 @@ class WorkloadProxy:
         """End everything now; each connection gets its record."""
         self.draining = True
         self._doors_open = False
+        self._socks.close()
         for listener in self._listeners.values():
             listener.close()
         if self._names is not None:

@@ -144,7 +144,8 @@ class Cluster:
     def _take_status(self, uid: str, status: Status) -> None:
         pod = self._pods.get(uid)
         if pod is not None and pod.status != status:
-            if pod.capture.phase is Phase.FAILED and pod.status.pid != status.pid:
+            anew = (pod.status.pid, pod.status.netns) != (status.pid, status.netns)
+            if pod.capture.phase is Phase.FAILED and anew:
                 pod.capture = Capture()  # What stood in the way may have ended with the old process.
             pod.status = status
             self._dirty = True
@@ -480,6 +481,7 @@ def _node_pod(pod: Pod) -> NodePod:
         netns=pod.status.netns,
         mode="ambient" if pod.capture.captured else "none",
         existing=pod.existing,
-        dns_capture=dns_capture(pod.spec.annotations),
+        # A guest asks name servers of its own, which know what ours does not.
+        dns_capture=dns_capture(pod.spec.annotations) and not pod.guest,
         exclusions=exclusions_of(pod.spec.annotations),
     )

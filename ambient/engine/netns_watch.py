@@ -32,9 +32,13 @@ ATTEMPTS = 5
 # Far from what others use on our sockets: tells our answer from the news of somebody's change.
 _SEQUENCE = 0x0A77E57
 _HEADER = struct.Struct("=IHHII")
+# What tells the answer from news, which may be cut off; it comes alone.
+_KIND_AND_SEQUENCE = slice(4, 12)
+_ANSWER = _HEADER.pack(0, nft_generation.NFT_MSG_NEWGEN, 0, _SEQUENCE, 0)[_KIND_AND_SEQUENCE]
 # The first attribute of the answer, behind netlink's and netfilter's headers: NFTA_GEN_ID.
 _GENERATION = slice(_HEADER.size + 8, _HEADER.size + 12)
 # Where uid and inode stand behind the header of an inet_diag answer, and the cookie in its name.
+_STATE = _HEADER.size + 1
 _COOKIE = slice(_HEADER.size + 4 + 40, _HEADER.size + 4 + 48)
 _INODE = slice(_HEADER.size + 4 + 48 + 16, _HEADER.size + 4 + 48 + 20)
 
@@ -105,7 +109,7 @@ class NetnsWatch:
             try:
                 while True:
                     data = _receive(self._rules)
-                    if data and _is_answer(data):
+                    if data[_KIND_AND_SEQUENCE] == _ANSWER:
                         return int.from_bytes(data[_GENERATION], "big")
             except BlockingIOError:
                 continue  # News filled the buffer, and there was no room for the answer; now there is.
@@ -142,7 +146,8 @@ class NetnsWatch:
     def _is_there(self, known: TcpSocket) -> bool:
         self._diag.send(netlink.encode_all([netlink_diag.find(known)], _SEQUENCE))
         answer = self._diag.recv(ANSWER_BYTES)
-        return _kind(answer) == netlink_diag.SOCK_DIAG_BY_FAMILY
+        found = _kind(answer) == netlink_diag.SOCK_DIAG_BY_FAMILY
+        return found and answer[_STATE] in netlink_diag.CARRYING
 
     def _open(self, netns: int, protocol: int, groups: Sequence[int]) -> socket.socket:
         kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
@@ -169,9 +174,3 @@ def _receive(sock: socket.socket) -> bytes:
 def _kind(answer: bytes) -> int:
     kind: int = _HEADER.unpack_from(answer)[1]
     return kind
-
-
-def _is_answer(data: bytes) -> bool:
-    """Whether it answers us; the answer comes alone, and news may be cut off."""
-    _, kind, _, sequence, _ = _HEADER.unpack_from(data)
-    return bool(kind == nft_generation.NFT_MSG_NEWGEN and sequence == _SEQUENCE)

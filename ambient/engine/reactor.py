@@ -21,6 +21,7 @@ from time import monotonic
 from typing import Protocol, TypeAlias
 
 from ambient.engine.headroom import Headroom
+from ambient.engine.revocations import Revocations
 from ambient.model.limits import Limits
 from ambient.wire.hbone_budget import WindowBudget
 
@@ -116,6 +117,7 @@ class Reactor:
             ``frame_payload`` is it without that room, ``frame_slots`` are its TLS records, each less the
             room for its own frame header.
         limits: What is configured for the process's tunnels; set before the first of them.
+        revocations: Whose certificates count no more; None: nobody keeps a list.
         windows: What all tunnels of the process may be made to hold beyond their first windows.
         headroom: What is left of descriptors and memory; without limits until somebody sets them.
         on_failure: Told of every exception that ended one connection; the daemon logs it.
@@ -141,6 +143,7 @@ class Reactor:
             for start in range(0, READ_BYTES, SLOT_BYTES)
         ]
         self.limits = Limits()
+        self.revocations: Revocations | None = None
         self.windows = WindowBudget()
         self.headroom = Headroom()
         self.failures: deque[Exception] = deque(maxlen=KEPT_FAILURES)

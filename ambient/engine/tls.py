@@ -59,8 +59,8 @@ class TlsError(AmbientError):
 
     Args:
         reason: A stable word for records: ``not_tls``, ``no_certificate``, ``bad_certificate``,
-            ``no_svid``, ``multiple_svids``, ``foreign_trust_domain``, ``wrong_identity``, ``no_alpn``,
-            ``deadline``, ``closed``, ``flood`` or ``protocol``.
+            ``revoked``, ``no_svid``, ``multiple_svids``, ``foreign_trust_domain``, ``wrong_identity``,
+            ``no_alpn``, ``deadline``, ``closed``, ``flood`` or ``protocol``.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -100,10 +100,11 @@ class TlsContext:
         ConfigError: OpenSSL does not take the chain or the key (which is not shown).
     """
 
-    __slots__ = ("_context", "alpn", "identity", "server")
+    __slots__ = ("_context", "alpn", "identity", "roots", "server")
 
     def __init__(self, svid: Svid, *, server: bool, alpn: tuple[str, ...] = ALPN_HBONE) -> None:
         self.identity = svid.identity
+        self.roots = svid.roots
         self.server = server
         self.alpn = alpn
         self._context = context = ssl.SSLContext(
@@ -309,6 +310,9 @@ class TlsChannel(SocketChannel):
         except ssl.SSLZeroReturnError:
             ended = True
         except ssl.SSLError as exc:
+            # OpenSSL encrypts nothing after its own alert: whoever is told of the last bytes cannot answer.
+            self._eof_wanted = True
+            self._gathered.clear()
             self._deliver(plain[:filled])
             self._broken(exc)
             return
@@ -510,7 +514,11 @@ class _Handshake:
             if self._tls.selected_alpn_protocol() not in context.alpn:
                 raise TlsError("no_alpn", f"the peer speaks none of {', '.join(context.alpn)}")
             peer = verify_peer(self._tls.getpeercert(), context.identity, self._expected)
-            verify_leaf(self._tls.getpeercert(binary_form=True) or b"", client=context.server)
+            leaf = self._tls.getpeercert(binary_form=True) or b""
+            verify_leaf(leaf, client=context.server)
+            lists = self._reactor.revocations
+            if lists is not None and lists.is_revoked(leaf, context.roots):
+                raise TlsError("revoked", f"the certificate of {peer} was revoked")
         except TlsError as exc:
             self._failed(exc)
             return

@@ -37,6 +37,11 @@ def zds_path(run_dir: str, node: str) -> str:
     return f"{run_dir}/nodes/{node}/zds.sock"
 
 
+def cni_path(run_dir: str, node: str) -> str:
+    """Where the node's agent answers ambient-cni, and the command line."""
+    return f"{run_dir}/nodes/{node}/cni.sock"
+
+
 def admin_path(run_dir: str, node: str) -> str:
     """Where the node's ztunnel answers the command line."""
     return f"{run_dir}/nodes/{node}/admin.sock"
@@ -54,6 +59,7 @@ def node_environment(base: Mapping[str, str], run_dir: str, plan: NodePlan) -> d
         "NODE_NAME": plan.name,
         "AMBIENT_NODE_IP": plan.ip,
         "INPOD_UDS": zds_path(run_dir, plan.name),
+        "AMBIENT_CNI_SOCKET": cni_path(run_dir, plan.name),
         "AMBIENT_MESH_SNAPSHOT": snapshot_path(run_dir, plan.name),
     }
 

@@ -154,7 +154,8 @@ class PodRunner:
         )
         place = Place(
             pause=self._lodging.pause,
-            node_netns=self._node.netns,
+            probed_from=self._lodging.probed_from,
+            probed_as_node=self._lodging.probed_from == self._node.netns,
             home=self._lodging.home,
             patience=min(LONGEST_PATIENCE, order.spec.termination_grace_seconds),
         )

@@ -23,12 +23,14 @@ from ambient.engine.netns import netns_identity
 from ambient.engine.rpc import AdminClient
 from ambient.errors import AmbientError
 from ambient.fabric import desk, guests_plan, nodes, polling, wiring
+from ambient.fabric.cni import Plugins
+from ambient.fabric.cni_plan import BUILTIN
 from ambient.fabric.daemons import Daemon, Keeper, note
 from ambient.fabric.guests import Guests
 from ambient.fabric.guests_plan import Identity
 from ambient.fabric.initclient import InitClient
 from ambient.fabric.nodes import Node
-from ambient.fabric.places import LoopbackPlaces, NamespacePlaces
+from ambient.fabric.places import LoopbackPlaces, NamespacePlaces, Places
 from ambient.fabric.pods import Pods
 from ambient.fabric.table import Table
 from ambient.fabric.wiring_plan import NodePlan
@@ -43,6 +45,7 @@ _PRIVATE_NAMES = (
     "AMBIENT_READY_FD",
     "AMBIENT_NODES",
     "AMBIENT_FABRIC",
+    "AMBIENT_CNI",
     "AMBIENT_MACHINE_NETNS",
 )
 
@@ -56,6 +59,7 @@ class Settings:
     rootless: bool
     fabric: str
     machine: Identity
+    cni: str
     init_fd: int
     ready_fd: int
 
@@ -67,6 +71,7 @@ class Settings:
             nodes=int(environment["AMBIENT_NODES"]),
             rootless=environment["AMBIENT_ROOTLESS"] == "1",
             fabric=environment["AMBIENT_FABRIC"],
+            cni=environment["AMBIENT_CNI"],
             machine=_identity(environment["AMBIENT_MACHINE_NETNS"]),
             init_fd=int(environment["AMBIENT_INIT_FD"]),
             ready_fd=int(environment["AMBIENT_READY_FD"]),
@@ -139,9 +144,13 @@ async def _run(settings: Settings, keeper: Keeper, stop: trio.Event) -> None:
     with trio.fail_after(CONTROL_SECONDS):
         await keeper.control.call("nodes", names=[plan.name for plan in plans], fabric=settings.fabric)
     real = settings.fabric == "netns"
-    made = {plan.name: Node(plan, wiring.add_node(plan) if real else None) for plan in plans}
+    attach = Plugins(settings.cni, settings.run_dir) if settings.cni != BUILTIN else None
+    bridged = attach is not None and attach.bypasses_node
+    made = {plan.name: Node(plan, wiring.add_node(plan, bridged=bridged) if real else None) for plan in plans}
     base = daemon_environment(os.environ)
-    places = NamespacePlaces(keeper.init, settings.run_dir, settings.rootless) if real else LoopbackPlaces()
+    places: Places = LoopbackPlaces()
+    if real:
+        places = NamespacePlaces(keeper.init, settings.run_dir, settings.rootless, attach, keeper.control)
     pods = Pods(keeper, made, settings.run_dir, base, places)
     guests = _guests(settings, keeper, made, pods)
     try:

@@ -69,6 +69,10 @@ class Subject(Protocol):
         """The descriptor of its namespace; only while it is attestable."""
 
     @property
+    def opened(self) -> int:
+        """How often it opened a namespace: tells two apart whose descriptors have the same number."""
+
+    @property
     def path(self) -> str:
         """Where its namespace is found."""
 
@@ -90,6 +94,13 @@ class Subject(Protocol):
         """Try to enroll it again."""
 
 
+class RulesAsked(Protocol):
+    """Who tells whether rules stand."""
+
+    def stand(self, netns: int, capture: Capture) -> bool:
+        """Whether exactly the rules of *capture* are there, and the routes that they need."""
+
+
 class Ztunnel(Protocol):
     """The part of ``ZdsServer`` that is asked."""
 
@@ -105,6 +116,7 @@ class Ztunnel(Protocol):
 class _Watched:
     """One enrolled pod, and what it looked like when all was well."""
 
+    opened: int
     netns: int
     identity: tuple[int, int]
     watch: NetnsWatch
@@ -146,12 +158,15 @@ class Attestor:
 
     Args:
         subjects: The keepers by uid; looked up anew each time.
+        rules: Who reads rules that are not nf_tables'; None for those that are.
     """
 
-    def __init__(self, subjects: Mapping[str, Subject], ztunnel: Ztunnel) -> None:
+    def __init__(
+        self, subjects: Mapping[str, Subject], ztunnel: Ztunnel, rules: RulesAsked | None = None
+    ) -> None:
         self._subjects = subjects
         self._ztunnel = ztunnel
-        self._rules = evidence.RuleReader()
+        self._rules = rules or evidence.RuleReader()
         self._watched: dict[str, _Watched] = {}
         self._lost: dict[str, _Lost] = {}
         self._owners: dict[int, str] = {}
@@ -290,13 +305,13 @@ class Attestor:
 
     def _watch(self, uid: str, subject: Subject) -> _Watched:
         found = self._watched.get(uid)
-        identity = netns_identity(subject.netns)
-        if found is not None and (found.netns, found.identity) == (subject.netns, identity):
+        if found is not None and found.opened == subject.opened:
             return found
         past = found.past if found is not None else Past()
         self._forget(uid)
         watch = NetnsWatch(subject.netns, PROXY_PORTS)
-        made = _Watched(subject.netns, identity, watch, past=past)
+        identity = netns_identity(subject.netns)
+        made = _Watched(subject.opened, subject.netns, identity, watch, past=past)
         self._watched[uid] = made
         for fd in watch.event_fds():
             self._owners[fd] = uid

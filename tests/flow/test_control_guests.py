@@ -40,6 +40,8 @@ async def test_a_guest_is_enrolled_like_any_pod_and_started_by_nobody() -> None:
         ]
         assert "capture nginx-71" in mesh.agent("node-2").log
         assert [pod.netns for pod in mesh.agent("node-2").pods] == ["/guests/1"]
+        # Its name servers are not the cluster's, and know what that one does not.
+        assert [pod.dns_capture for pod in mesh.agent("node-2").pods] == [False]
         assert mesh.ztunnel("node-1").protocols() == {"nginx-71": Protocol.HBONE}
         known = mesh.cluster.registry().workloads[uid]
         assert known.service_account == "front"

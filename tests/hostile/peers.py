@@ -15,6 +15,7 @@ import hpack
 from ambient.engine.tls import Svid
 from ambient.wire import hbone_frames as f
 from ambient.wire import hbone_headers as h
+from tests.hostile.forge import Signer
 
 # For ever, on a machine that does something else as well.
 PATIENCE = 15.0
@@ -59,12 +60,16 @@ class Door:
         source: The address it comes from.
         svid: Of an identity of the mesh.
         authority: Of the application in the pod.
+        ca: The mesh's, which signs whatever it is asked for.
+        elsewhere: An address of nobody's.
     """
 
     address: tuple[str, int]
     source: str
     svid: Svid
     authority: str
+    ca: Signer
+    elsewhere: str
 
     @property
     def pod(self) -> str:

@@ -24,6 +24,7 @@ from ambient.model.record import AccessRecord
 from ambient.model.workload import Workload
 from tests.flow.loopback import LoopbackMesh, LoopbackNetwork, fresh_ip, run_mesh
 from tests.flow.test_ztunnel_inbound import Peer
+from tests.hostile.forge import Signer
 from tests.hostile.peers import PATIENCE, Door
 
 APP_PORT = 8080
@@ -113,7 +114,9 @@ class Scene:
     async def door(self) -> Door:
         """For the hostile one."""
         svid = await self.mesh.svids.get(self.web.identity)
-        return Door((self.api.addresses[0], 15008), self.web.addresses[0], svid, self.authority)
+        address = (self.api.addresses[0], 15008)
+        ca = Signer.of(self.mesh.svids.authority)
+        return Door(address, self.web.addresses[0], svid, self.authority, ca, fresh_ip())
 
     async def serve(self, stream: trio.SocketStream) -> None:
         """The application: remembers and echoes, and does not mind who resets it."""
@@ -203,8 +206,8 @@ def play(case: Case) -> None:
 
     async def body(mesh: LoopbackMesh) -> None:
         async with scene_of(mesh, case.limits) as scene:
-            case.prepare(scene)
             door = await scene.door()
+            case.prepare(scene)
             # A thread of trio's costs descriptors of its own once: not the attack's.
             await trio.to_thread.run_sync(lambda: None)
             before = scene.held()

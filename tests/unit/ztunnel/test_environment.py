@@ -49,8 +49,8 @@ def test_what_is_said_to_be_honoured_is_read() -> None:
     ("environ", "expected"),
     [
         ({}, ()),
-        ({"XDS_ADDRESS": "https://istiod:15012", "CRL_PATH": "/x"}, ("CRL_PATH", "XDS_ADDRESS")),
-        ({"PROXY_MODE": "shared", "FAKE_CA": "False", "CRL_PATH": ""}, ()),
+        ({"XDS_ADDRESS": "https://istiod:15012", "CA_ADDRESS": "/x"}, ("CA_ADDRESS", "XDS_ADDRESS")),
+        ({"PROXY_MODE": "shared", "FAKE_CA": "False", "CA_ADDRESS": ""}, ()),
         ({"PROXY_MODE": "dedicated"}, ("PROXY_MODE",)),
         ({"XDS_HEADER_foo": "bar", "ISTIO_META_CLUSTER_ID": "x"}, ("XDS_HEADER_foo",)),
     ],
