@@ -13,6 +13,7 @@ from dataclasses import replace as changed
 from enum import Enum, auto
 
 from ambient.engine.netlink import NetlinkSocket
+from ambient.redirect import conntrack
 from ambient.redirect.plan import (
     LOCAL_ROUTES,
     ROUTING_RULES,
@@ -45,7 +46,7 @@ def install(netns: int, capture: Capture) -> None:
     """Capture the pod, whatever stood there; connections already captured live on.
 
     The routes come first: with a rule but without its route an answer would leave for the client and
-    never pass the proxy.
+    never pass the proxy. Where nothing stood, whatever conntrack has kept of an earlier capture goes before.
     """
     with NetlinkSocket(netns) as nl:
         for rule, route in zip(ROUTING_RULES, LOCAL_ROUTES, strict=True):
@@ -53,8 +54,13 @@ def install(netns: int, capture: Capture) -> None:
             with suppress(FileExistsError):
                 nl.run(netlink_route.add_rule(rule))
     table = capture_plan(capture)
-    if not _stands(netns, table):
-        put(netns, table)
+    if _stands(netns, table):
+        return
+    with NetlinkSocket(netns, NETLINK_NETFILTER) as nl:
+        fresh = not _chains(nl, TABLE)
+    if fresh:
+        conntrack.forget_captured(netns)
+    put(netns, table)
 
 
 def drain(netns: int) -> None:
@@ -66,8 +72,11 @@ def drain(netns: int) -> None:
 def remove(netns: int) -> None:
     """Leave nothing behind; connections still captured are cut."""
     with NetlinkSocket(netns, NETLINK_NETFILTER) as nl:
-        if _chains(nl, TABLE):
+        stood = bool(_chains(nl, TABLE))
+        if stood:
             nl.transaction(nft_encode.delete(TABLE))
+    if stood:
+        conntrack.forget_captured(netns)
     with NetlinkSocket(netns) as nl:
         for rule, route in zip(ROUTING_RULES, LOCAL_ROUTES, strict=True):
             with suppress(FileNotFoundError):
