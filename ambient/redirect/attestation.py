@@ -61,6 +61,10 @@ class Subject(Protocol):
         """Whether it is enrolled and nothing is under way."""
 
     @property
+    def wanted(self) -> bool:
+        """Whether it is to be enrolled."""
+
+    @property
     def lost(self) -> bool:
         """Whether it is to be enrolled and could not be kept so."""
 
@@ -241,6 +245,8 @@ class Attestor:
         elif subject.lost:
             self._forget(uid)
             self._try_again(uid, subject)
+        elif not subject.wanted:
+            self._forget(uid)
 
     def _attest(self, uid: str, subject: Subject) -> None:
         now = time.monotonic()

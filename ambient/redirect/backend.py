@@ -14,7 +14,7 @@ from dataclasses import replace as changed
 from enum import Enum, auto
 
 from ambient.engine.netlink import NetlinkSocket
-from ambient.redirect import listing
+from ambient.redirect import conntrack, listing
 from ambient.redirect.listing import Found
 from ambient.redirect.plan import (
     LOCAL_ROUTES,
@@ -49,12 +49,18 @@ def install(netns: int, capture: Capture) -> None:
     """Capture the pod, whatever stood there; connections already captured live on.
 
     The routes come first: with a rule but without its route an answer would leave for the client and
-    never pass the proxy. They lead to loopback, which not every runtime has brought up by then.
+    never pass the proxy. They lead to loopback, which not every runtime has brought up by then. Where
+    nothing stood, whatever conntrack has kept of an earlier capture goes before.
     """
     add_routing(netns)
     table = capture_plan(capture)
-    if not _stands(netns, table):
-        put(netns, table)
+    if _stands(netns, table):
+        return
+    with NetlinkSocket(netns, NETLINK_NETFILTER) as nl:
+        fresh = not _chains(nl, TABLE)
+    if fresh:
+        conntrack.forget_captured(netns)
+    put(netns, table)
 
 
 def drain(netns: int) -> None:
@@ -66,8 +72,11 @@ def drain(netns: int) -> None:
 def remove(netns: int) -> None:
     """Leave nothing behind; connections still captured are cut."""
     with NetlinkSocket(netns, NETLINK_NETFILTER) as nl:
-        if _chains(nl, TABLE):
+        stood = bool(_chains(nl, TABLE))
+        if stood:
             nl.transaction(nft_encode.delete(TABLE))
+    if stood:
+        conntrack.forget_captured(netns)
     remove_routing(netns)
 
 

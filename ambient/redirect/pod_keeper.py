@@ -140,6 +140,11 @@ class PodKeeper:
         return idle and self.state is State.ENROLLED and self._served and self._netns is not None
 
     @property
+    def wanted(self) -> bool:
+        """Whether it is to be enrolled."""
+        return self.pod.mode == "ambient"
+
+    @property
     def lost(self) -> bool:
         """Whether it is to be enrolled and could not be kept so."""
         return self.state is State.LOST

@@ -1,0 +1,71 @@
+"""The connections that a namespace's conntrack remembers: list them, forget one.
+
+Floor 1: sans-IO.
+
+Source: linux/netfilter/nfnetlink_conntrack.h. Ports and marks are in network order.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from ambient.wire.netlink import (
+    AF_UNSPEC,
+    NLA_F_NESTED,
+    NLM_F_ACK,
+    NLM_F_DUMP,
+    Message,
+    Request,
+    attribute,
+    attributes,
+)
+
+_SUBSYSTEM = 1 << 8
+CT_GET, CT_DELETE = _SUBSYSTEM | 1, _SUBSYSTEM | 2
+CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_MARK, CTA_ID, CTA_ZONE = 1, 2, 8, 12, 18
+CTA_TUPLE_PROTO, CTA_PROTO_SRC_PORT = 2, 2
+
+# struct nfgenmsg: family, version, resource.
+_HEADER = struct.Struct("!BBH")
+
+
+@dataclass(frozen=True, slots=True)
+class Tracked:
+    """One connection.
+
+    Attributes:
+        answered_from: The port that the answers to it come from; 0 for what has no ports.
+        name: The kernel's name for it, to say which is meant.
+    """
+
+    family: int
+    answered_from: int
+    mark: int
+    name: bytes
+
+
+def dump() -> Request:
+    """Ask for every connection of both families."""
+    return Request(CT_GET, _HEADER.pack(AF_UNSPEC, 0, 0), "list tracked connections", NLM_F_DUMP)
+
+
+def forget(tracked: Tracked) -> Request:
+    """Forget one; refused with ENOENT if it is gone, or if another has taken its place."""
+    body = _HEADER.pack(tracked.family, 0, 0) + tracked.name
+    return Request(CT_DELETE, body, "forget a tracked connection", NLM_F_ACK)
+
+
+def decode(message: Message) -> Tracked:
+    """Read one of the answers to ``dump``."""
+    family = message.body[0]
+    found = attributes(message.body[_HEADER.size :])
+    name = attribute(CTA_TUPLE_ORIG | NLA_F_NESTED, found[CTA_TUPLE_ORIG])
+    name += b"".join(attribute(each, found[each]) for each in (CTA_ID, CTA_ZONE) if each in found)
+    protocol = attributes(attributes(found[CTA_TUPLE_REPLY]).get(CTA_TUPLE_PROTO, b""))
+    return Tracked(
+        family=family,
+        answered_from=int.from_bytes(protocol.get(CTA_PROTO_SRC_PORT, b""), "big"),
+        mark=int.from_bytes(found.get(CTA_MARK, b""), "big"),
+        name=name,
+    )
