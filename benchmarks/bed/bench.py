@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from ambient.model.workload import Workload
 from benchmarks.bed import mesh
 from benchmarks.bed.proxies import ROOT, Envoy, Ours, Pair, stop
 
@@ -70,14 +71,22 @@ class Bench:
         return self._application.pid
 
     def pair(self, kind: type[Ours] | type[Envoy]) -> Pair:
-        """Start a pair."""
+        """Start a pair; at most one of ours at a time, as the server's ports belong to its address."""
+        made = kind(self._fresh_folder(), self.application, mesh.address(self._made))
+        self._pairs.append(made)
+        return made
+
+    def ours(self, crowd: tuple[Workload, ...] = ()) -> Ours:
+        """A pair of ours, and who else lives on its nodes."""
+        made = Ours(self._fresh_folder(), self.application, mesh.address(self._made), crowd)
+        self._pairs.append(made)
+        return made
+
+    def _fresh_folder(self) -> Path:
         self._made += 1
         folder = Path(self._folder.name) / str(self._made)
         folder.mkdir()
-        # The server's pod has the application's address; pairs of ours would meet on its port 15008.
-        made = kind(folder, self.application, mesh.address(self._made))
-        self._pairs.append(made)
-        return made
+        return folder
 
     def drop(self, pair: Pair) -> None:
         """End a pair."""
