@@ -22,6 +22,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from typing import Any, Protocol, TypeAlias
@@ -34,6 +35,9 @@ Data: TypeAlias = bytes | bytearray | memoryview
 # ``writable`` turns False above this many bytes not yet taken by the kernel; a fast writer may
 # overshoot by one read. Picked, not measured.
 WRITE_HIGH_BYTES = 256 * 1024
+# What the kernel takes beyond the peer's window. Without a bound it takes 4 MiB for each stalled reader, and
+# 1,000 of them exhaust tcp_mem: then everybody's connections stall (measured).
+NOT_SENT_BYTES = 256 * 1024
 # Slices per sendmsg; the kernel's bound is IOV_MAX (1024).
 MAX_SLICES = 64
 # After ``close`` the peer has this long to end its direction: closing over unread bytes would send a
@@ -261,6 +265,7 @@ class SocketChannel:
         if self._out or sock is None or self._eof_wanted:
             for part in parts:
                 self.write(part)
+            self._full = self._full or bool(self._out)
             return
         self.bytes_out += total
         try:
@@ -275,6 +280,7 @@ class SocketChannel:
                 if sent < len(part):
                     self._queue(bytes(part[sent:]), len(part) - sent)
                 sent = max(0, sent - len(part))
+            self._full = True  # Whoever fills a queue gives no credit until it is taken.
             self._update()
 
     def write_eof(self) -> None:
@@ -326,6 +332,12 @@ class SocketChannel:
         which pauses the channel.
         """
         self._pump = pump
+
+    def bound_kernel(self) -> None:
+        """Let the kernel hold no more than ``NOT_SENT_BYTES`` for a peer that does not read."""
+        if self._sock is not None:
+            with suppress(OSError):  # Not TCP.
+                self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOT_SENT_BYTES)
 
     def flush(self) -> None:
         """Send what was gathered; the reactor calls it."""

@@ -24,7 +24,11 @@ from ambient.wire import xds
 from ambient.wire.frames import Frame
 
 CONTROL_FD_VARIABLE = "AMBIENT_CONTROL_FD"
+# Until the first snapshot is there nobody is served, so it is read as fast as it comes.
 READ_BYTES = 256 * 1024
+# Later, traffic shares the thread: so much is decoded (some 0.2 ms), then it has so many seconds to itself.
+SLICE_BYTES = 4 * 1024
+SLICE_PAUSE = 0.002
 # A certificate that has not come by then is asked for again later; picked, not measured.
 CERTIFICATE_DEADLINE = 10.0
 # What control has not read yet; beyond it control hangs, and the daemon says so. Picked, not measured.
@@ -134,15 +138,19 @@ class Follow:
     async def _read(self) -> None:
         while True:
             try:
-                data = await self._sock.recv(READ_BYTES)
+                size = SLICE_BYTES if self._synchronised.is_set() else READ_BYTES
+                data = await self._sock.recv(size)
             except OSError as exc:
                 raise Unavailable(f"control is gone: {exc.strerror or exc}") from exc
             for event in self._end.receive_data(data):
                 self._obey(event)
             if not data:
                 raise Unavailable("control closed the connection")
-            # A large snapshot comes in many reads: let the daemon's other tasks run between them.
-            await trio.lowlevel.checkpoint()
+            # A large update comes in many reads: let the daemon's other tasks, and traffic, run between them.
+            if len(data) == SLICE_BYTES:
+                await trio.sleep(SLICE_PAUSE)
+            else:
+                await trio.lowlevel.checkpoint()
 
     async def _write(self) -> None:
         while True:

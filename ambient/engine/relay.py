@@ -86,6 +86,7 @@ class Relay:
         a, b = self._a, self._b
         for this, that in ((a.channel, b.channel), (b.channel, a.channel)):
             if type(this) is SocketChannel and isinstance(that, TunnelStream):
+                this.bound_kernel()
                 this.set_pump(that.pump)
                 that.set_sink(this)
         a.channel.start(a)

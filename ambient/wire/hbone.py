@@ -20,8 +20,8 @@ Theory of operation
       | DATA both ways, END_STREAM one-sided   |
       |<-------------------------------------->|
 
-A stream's window starts at 64 KiB and doubles whenever the application has consumed all that came,
-up to 4 MiB, as long as the process-wide budget lasts: a stalled stream stays small. The
+A stream's window starts at 64 KiB and doubles while the application consumes all that comes, up to
+4 MiB, as long as the process-wide budget lasts: a stalled stream stays small. The
 connection's window is returned on receipt, so that a stalled stream never starves its neighbours;
 what bounds memory is the sum of the streams' windows.
 """
@@ -56,6 +56,9 @@ from ambient.wire.hbone_split import MAX_FRAME_BYTES, MAX_GATHERED_BYTES, FrameS
 FIRST_WINDOW_BYTES = 64 * 1024
 LARGEST_WINDOW_BYTES = 4 * 1024 * 1024
 CONNECTION_WINDOW_BYTES = 16 * 1024 * 1024
+# A stream has to carry so many windows before the next is twice as wide: what the kernel takes for an
+# application that never reads (some 400 KiB, measured) must not pass for draining.
+GROW_AFTER_WINDOWS = 8
 # The connection's window is given back once a quarter of it is used.
 CONNECTION_UPDATE_BELOW = CONNECTION_WINDOW_BYTES * 3 // 4
 # Istio's server advertises the same.
@@ -211,10 +214,14 @@ class HboneConnection(FrameSplitter):
 
     def _return_window(self, stream: Stream) -> None:
         grow = min(stream.window, LARGEST_WINDOW_BYTES - stream.window)
+        stream.drained += stream.unreturned
         # Everything that came is consumed: the window, not the application, is what holds the peer back.
         drained = stream.receive_window + stream.unreturned == stream.window
-        if not (drained and grow and self._windows.take(grow)):
+        proven = stream.drained >= GROW_AFTER_WINDOWS * stream.window
+        if not (drained and grow and proven and self._windows.take(grow)):
             grow = 0
+        else:
+            stream.drained = 0
         stream.window += grow
         increment = stream.unreturned + grow
         stream.receive_window += increment
@@ -274,7 +281,7 @@ class HboneConnection(FrameSplitter):
         if self.role is not Role.CLIENT or not self.can_open:
             raise LocalProtocolError("no stream can be opened")
         block = h.encode_request(authority, headers)
-        stream = Stream(self._next_id, self.peer_first_window, FIRST_WINDOW_BYTES)
+        stream = self._new_stream(self._next_id)
         self._next_id += 2
         self.streams[stream.stream_id] = stream
         self._out += f.frame(f.HEADERS, f.END_HEADERS, stream.stream_id, block)
@@ -637,7 +644,7 @@ class HboneConnection(FrameSplitter):
             self._reset(stream_id, ErrorCode.REFUSED_STREAM)
             self._events.append(RequestRejected(None, 0, f"over {self._max_streams} streams at a time"))
             return
-        stream = Stream(stream_id, self.peer_first_window, FIRST_WINDOW_BYTES)
+        stream = self._new_stream(stream_id)
         stream.remote_closed = ended
         self.streams[stream_id] = stream
         self._judge_request(stream, headers)
@@ -783,6 +790,10 @@ class HboneConnection(FrameSplitter):
     def _streams_total(self) -> int:
         return self._streams_seen if self.role is Role.SERVER else self._next_id // 2
 
+    def _new_stream(self, stream_id: int) -> Stream:
+        self._windows.charge(FIRST_WINDOW_BYTES)
+        return Stream(stream_id, self.peer_first_window, FIRST_WINDOW_BYTES)
+
     def _stream_error(self, stream: Stream, code: ErrorCode, reason: str) -> None:
         """The peer's fault, but this stream's only; counted, or it would be a free reset."""
         self._spend_reset()
@@ -799,7 +810,7 @@ class HboneConnection(FrameSplitter):
         del self.streams[stream.stream_id]
         stream.local_closed = stream.remote_closed = True
         stream.tail = b""
-        self._windows.give(stream.window - FIRST_WINDOW_BYTES)
+        self._windows.give(stream.window)
         if self._current is stream:
             self._current = None
         if self._ending is stream:

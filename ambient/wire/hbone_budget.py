@@ -74,13 +74,13 @@ class ResetBudget:
         return self.rate.spend(now)
 
 
-# Windows granted beyond the first 64 KiB of each stream, over all connections of a process: what
-# stalled readers can make us hold. 256 MiB is 64 streams at full width; picked, not measured.
-WINDOW_BUDGET_BYTES = 256 * 1024 * 1024
+# Windows granted to all streams of a process: what stalled readers can make us hold. The first 64 KiB of
+# a stream are granted always (but count), so that every stream gets on. 128 MiB is 32 streams at full width.
+WINDOW_BUDGET_BYTES = 128 * 1024 * 1024
 
 
 class WindowBudget:
-    """The sum of all grown windows of a process; one is shared by its connections."""
+    """The sum of all windows of a process; one is shared by its connections."""
 
     __slots__ = ("left",)
 
@@ -93,6 +93,10 @@ class WindowBudget:
             return False
         self.left -= amount
         return True
+
+    def charge(self, amount: int) -> None:
+        """Reserve what cannot be refused; until enough was given back, nobody may take more."""
+        self.left -= amount
 
     def give(self, amount: int) -> None:
         """Return what a closed stream had."""

@@ -40,6 +40,7 @@ class Stream:
         receive_window: What the peer may still send.
         window: How wide ``receive_window`` is when nothing is outstanding; grows.
         unreturned: Consumed bytes not yet given back to the peer.
+        drained: Consumed bytes since the window grew last.
         answered: 200 was sent (server) or received (client).
         rejection: The answer that a request of another method gets when it is whole (server).
         tail: Body of a refusal that waits for the peer's window.
@@ -48,6 +49,7 @@ class Stream:
 
     __slots__ = (
         "answered",
+        "drained",
         "local_closed",
         "owner",
         "receive_window",
@@ -66,6 +68,7 @@ class Stream:
         self.receive_window = window
         self.window = window
         self.unreturned = 0
+        self.drained = 0
         self.answered = False
         self.local_closed = False
         self.remote_closed = False

@@ -10,8 +10,34 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from ambient.model.workload import Workload
 from benchmarks.bed import mesh
 from benchmarks.bed.proxies import ROOT, Envoy, Ours, Pair, stop
+
+
+class Client:
+    """A load client: one command at a time."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+
+    def begin(self, do: str, pair: Pair, count: int, seconds: float, *more_pids: int) -> None:
+        """Start; ``result`` waits for its end."""
+        pids = [*pair.client(), *pair.server(), *more_pids]
+        command = {"do": do, "door": pair.door, "count": count, "seconds": seconds, "pids": pids}
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(command).encode() + b"\n")
+        self._process.stdin.flush()
+
+    def result(self) -> dict[str, Any]:
+        """What it found."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit("the load client ended")
+        found: dict[str, Any] = json.loads(line)
+        found["cpu"] = {int(pid): seconds for pid, seconds in found["cpu"].items()}
+        return found
 
 
 class Bench:
@@ -28,7 +54,7 @@ class Bench:
             self._application = self._spawn("application", mesh.address(0))
             assert self._application.stdout is not None
             self.application = (mesh.address(0), int(self._application.stdout.readline()))
-            self._client = self._spawn("load")
+            self._client = self.client()
         except BaseException:
             self._end()
             raise
@@ -45,34 +71,36 @@ class Bench:
         return self._application.pid
 
     def pair(self, kind: type[Ours] | type[Envoy]) -> Pair:
-        """Start a pair."""
+        """Start a pair; at most one of ours at a time, as the server's ports belong to its address."""
+        made = kind(self._fresh_folder(), self.application, mesh.address(self._made))
+        self._pairs.append(made)
+        return made
+
+    def ours(self, crowd: tuple[Workload, ...] = ()) -> Ours:
+        """A pair of ours, and who else lives on its nodes."""
+        made = Ours(self._fresh_folder(), self.application, mesh.address(self._made), crowd)
+        self._pairs.append(made)
+        return made
+
+    def _fresh_folder(self) -> Path:
         self._made += 1
         folder = Path(self._folder.name) / str(self._made)
         folder.mkdir()
-        # The server's pod has the application's address; pairs of ours would meet on its port 15008.
-        made = kind(folder, self.application, mesh.address(self._made))
-        self._pairs.append(made)
-        return made
+        return folder
 
     def drop(self, pair: Pair) -> None:
         """End a pair."""
         self._pairs.remove(pair)
         pair.stop()
 
+    def client(self) -> Client:
+        """One more load client, for loads at the same time."""
+        return Client(self._spawn("load"))
+
     def load(self, do: str, pair: Pair, count: int, seconds: float) -> dict[str, Any]:
         """Have the client do something to *pair*; see ``load.py``."""
-        pids = [*pair.client(), *pair.server(), self.application_pid]
-        command = {"do": do, "door": pair.door, "count": count, "seconds": seconds, "pids": pids}
-        assert self._client.stdin is not None
-        assert self._client.stdout is not None
-        self._client.stdin.write(json.dumps(command).encode() + b"\n")
-        self._client.stdin.flush()
-        line = self._client.stdout.readline()
-        if not line:
-            raise SystemExit(f"the load client ended during {do} of {pair.name}")
-        found: dict[str, Any] = json.loads(line)
-        found["cpu"] = {int(pid): seconds for pid, seconds in found["cpu"].items()}
-        return found
+        self._client.begin(do, pair, count, seconds, self.application_pid)
+        return self._client.result()
 
     def _spawn(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(

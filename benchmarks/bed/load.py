@@ -58,6 +58,7 @@ class Load:
 
     def __init__(self) -> None:
         self._idle: list[socket.socket] = []
+        self._stalled: dict[int, socket.socket] = {}
 
     def bulk(self, door: tuple[str, int], count: int, seconds: float, pids: list[int]) -> dict[str, Any]:
         """One way, as fast as it goes, over *count* connections; counts what the sockets took."""
@@ -188,6 +189,32 @@ class Load:
             sock.close()
         poll.close()
         return result
+
+    def stall(self, door: tuple[str, int], count: int, seconds: float, pids: list[int]) -> dict[str, Any]:
+        """*count* connections whose application never reads, fed whatever they take; they stay open."""
+        fresh = {sock.fileno(): sock for sock in (_connected(door) for _ in range(count))}
+        for sock in fresh.values():
+            # Our own queue, which is not the mesh's: 1,000 of 4 MiB would exhaust the machine's tcp_mem.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
+            sock.send(b"s")
+        self._stalled |= fresh
+        return self.feed(door, count, seconds, pids)
+
+    def feed(self, door: tuple[str, int], count: int, seconds: float, pids: list[int]) -> dict[str, Any]:
+        """Go on feeding them."""
+        window = Window(pids)
+        poll = select.epoll()
+        for fd in self._stalled:
+            poll.register(fd, select.EPOLLOUT)
+        sent, until = 0, window.open() + seconds
+        while time.perf_counter() < until:
+            for fd, _ in poll.poll(0.1):
+                try:
+                    sent += self._stalled[fd].send(BLOCK)
+                except BlockingIOError:
+                    continue
+        poll.close()
+        return {"bytes": sent, **window.close()}
 
     def open_idle(self, door: tuple[str, int], count: int, seconds: float, pids: list[int]) -> dict[str, Any]:
         """*count* more tunnels that have carried one ping and then carry nothing."""

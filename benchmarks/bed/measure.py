@@ -88,7 +88,8 @@ def bottleneck(found: Found, pair: Pair, application: int) -> str:
 
 
 def _proxies_cpu(found: Found, pair: Pair) -> float:
-    return sum(found["cpu"][pid] for pid in (*pair.client(), *pair.server()))
+    cpu: dict[int, float] = found["cpu"]
+    return sum(cpu[pid] for pid in (*pair.client(), *pair.server()))
 
 
 def _bulk(count: int, metric: Metric) -> Step:

@@ -58,11 +58,14 @@ class Ours:
         folder: For logs and sockets.
         application: Where the application listens; its ip is the server pod's.
         client_ip: The client pod's address.
+        crowd: More pods of node-1 and node-2, which are enrolled and do nothing.
     """
 
     name = "ours"
 
-    def __init__(self, folder: Path, application: tuple[str, int], client_ip: str) -> None:
+    def __init__(
+        self, folder: Path, application: tuple[str, int], client_ip: str, crowd: tuple[Workload, ...] = ()
+    ) -> None:
         self._folder = folder
         self._processes: list[subprocess.Popen[bytes]] = []
         self._sockets: list[socket.socket] = []
@@ -73,10 +76,11 @@ class Ours:
             mesh.workload("client", client_ip, "node-1"),
             mesh.workload("server", application[0], "node-2"),
         )
+        self._all = (*self._pods, *crowd)
         self.controls: list[Control] = []
         try:
             for pod in self._pods:
-                self._start(pod.node, (pod,))
+                self._start(pod.node, (pod, *(each for each in crowd if each.node == pod.node)))
         except BaseException:
             self.stop()
             raise
@@ -98,7 +102,7 @@ class Ours:
                 subprocess.Popen(command, env=environ, pass_fds=[theirs.fileno()], stderr=log, cwd=ROOT)
             )
         self._sockets.append(ours)
-        self.controls.append(Control(ours, self._authority, mesh.first_change(self._pods)))
+        self.controls.append(Control(ours, self._authority, mesh.first_change(self._all)))
         agent.enroll(pods)
 
     def client(self) -> list[int]:

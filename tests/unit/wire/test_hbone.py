@@ -14,6 +14,7 @@ from ambient.wire.hbone import (
     CONNECTION_WINDOW_BYTES,
     FIRST_WINDOW_BYTES,
     GOODBYE_PING,
+    GROW_AFTER_WINDOWS,
     LARGEST_WINDOW_BYTES,
     HboneConnection,
     Role,
@@ -373,7 +374,7 @@ def test_a_window_doubles_while_the_application_drains() -> None:
     """64 KiB for the idle many, 4 MiB for the busy few."""
     connection, stream = accepted()
     widths = []
-    for _ in range(300):
+    for _ in range(300 * GROW_AFTER_WINDOWS):
         receive(connection, data(1, bytes(16_384)))
         connection.credit(stream, 16_384)
         widths.append(stream.window)
@@ -397,15 +398,38 @@ def test_a_window_stays_narrow_while_the_application_lags() -> None:
 
 def test_the_sum_of_windows_has_a_budget() -> None:
     """What all connections of a process may be made to hold; it comes back when a stream ends."""
-    windows = WindowBudget(FIRST_WINDOW_BYTES)
+    windows = WindowBudget(3 * FIRST_WINDOW_BYTES)
     connection, first = requested(windows=windows)
     (request,) = receive(connection, headers(3))
     for stream in (first, request.stream):
-        receive(connection, data(stream.stream_id, bytes(16_384)) * 4)
-        connection.credit(stream, 65_536)
+        for _ in range(GROW_AFTER_WINDOWS):
+            receive(connection, data(stream.stream_id, bytes(16_384)) * 4)
+            connection.credit(stream, 65_536)
 
     assert (first.window, request.stream.window) == (2 * FIRST_WINDOW_BYTES, FIRST_WINDOW_BYTES)
     assert windows.left == 0
+    connection.release()
+    assert windows.left == 3 * FIRST_WINDOW_BYTES
+
+
+def test_what_the_kernel_swallows_earns_no_window() -> None:
+    """An application that never reads looks like one that drains until its socket is full."""
+    connection, stream = accepted()
+    for _ in range(GROW_AFTER_WINDOWS - 1):
+        receive(connection, data(1, bytes(16_384)) * 4)
+        connection.credit(stream, 65_536)
+
+    assert stream.window == FIRST_WINDOW_BYTES
+
+
+def test_a_first_window_is_never_refused() -> None:
+    """Every stream gets on; the budget then has nothing left for growth until some end."""
+    windows = WindowBudget(FIRST_WINDOW_BYTES)
+    connection, _ = requested(windows=windows)
+    receive(connection, headers(3))
+
+    assert windows.left == -FIRST_WINDOW_BYTES
+    assert not windows.take(1)
     connection.release()
     assert windows.left == FIRST_WINDOW_BYTES
 
