@@ -1,13 +1,13 @@
 """A client that opens connections at a steady rate and holds others open, and tells how each went.
 
     python benchmarks/knock.py serve PORT
-    python benchmarks/knock.py knock HOST PORT [--rate 200] [--seconds 10] [--long 500] [--every 2]
+    python benchmarks/knock.py knock HOST PORT [--rate 200] [--seconds 10] [--bytes 64] [--long 500]
 
 ``serve`` echoes. ``knock`` first opens the long streams and says "ready" on standard output, then opens
 *rate* connections a second at their scheduled times, whether or not the last ones have been served; each
-sends 64 bytes, wants them back, and closes. A long stream sends a kilobyte of its own every few seconds and
-compares every byte. At its end it prints one JSON document; times are seconds of the machine's monotonic
-clock, so that they can be laid beside what others did meanwhile.
+sends some bytes of its own, wants exactly them back, and closes. A long stream sends a kilobyte of its own
+every few seconds and compares every byte. At its end it prints one JSON document; times are seconds of the
+machine's monotonic clock, so that they can be laid beside what others did meanwhile.
 
 Bounded: it ends by itself, and a connection that is not served within its patience counts as failed.
 """
@@ -24,6 +24,7 @@ from typing import Any
 import trio
 
 PING = b"p" * 64
+BLOCK = hashlib.sha256().digest_size
 # Longer than any stall that would be worth a figure.
 PATIENCE_SECONDS = 20.0
 # Long streams that are being opened at once.
@@ -43,11 +44,14 @@ async def serve(port: int) -> None:
     await trio.serve_tcp(echo, port, backlog=4096)
 
 
+_FAILURES = (OSError, trio.BrokenResourceError, trio.TooSlowError, ValueError)
+
+
 class Knocking:
     """One run."""
 
-    def __init__(self, host: str, port: int) -> None:
-        self.host, self.port = host, port
+    def __init__(self, host: str, port: int, size: int) -> None:
+        self.host, self.port, self.size = host, port, size
         self.short: list[tuple[float, float, str]] = []
         self.failures: list[tuple[float, str]] = []
         self.messages = 0
@@ -65,7 +69,7 @@ class Knocking:
                 began = time.monotonic()
                 for number in range(int(rate * seconds)):
                     await trio.sleep(max(0.0, began + number / rate - time.monotonic()))
-                    knocks.start_soon(self._knock, began + number / rate)
+                    knocks.start_soon(self._knock, number, began + number / rate)
             streams.cancel_scope.cancel()
         return {
             "short": self.short,
@@ -77,16 +81,17 @@ class Knocking:
             },
         }
 
-    async def _knock(self, scheduled: float) -> None:
+    async def _knock(self, number: int, scheduled: float) -> None:
         outcome = ""
+        message = hashlib.sha256(f"short {number}".encode()).digest() * (-(-self.size // BLOCK))
         try:
             with trio.fail_after(PATIENCE_SECONDS):
                 stream = await self._connect()
-                async with stream:
-                    await stream.send_all(PING)
-                    await _expect(stream, PING)
-        except (OSError, trio.BrokenResourceError, trio.TooSlowError, ValueError) as exc:
-            outcome = _reason(exc)
+                async with stream, trio.open_nursery() as nursery:
+                    nursery.start_soon(stream.send_all, message)
+                    await _expect(stream, message)
+        except* _FAILURES as group:
+            outcome = _reason(group.exceptions[0])
         self.short.append((scheduled, time.monotonic() - scheduled, outcome))
 
     async def _open_long(
@@ -98,7 +103,7 @@ class Knocking:
                     stream = await self._connect()
                     await stream.send_all(PING)
                     await _expect(stream, PING)
-            except (OSError, trio.BrokenResourceError, trio.TooSlowError, ValueError) as exc:
+            except _FAILURES as exc:
                 self.failures.append((time.monotonic(), _reason(exc)))
                 return
         self.open += 1
@@ -115,7 +120,7 @@ class Knocking:
                         await _expect(stream, message)
                     self.messages += 1
                     await trio.sleep(every)
-            except (OSError, trio.BrokenResourceError, trio.TooSlowError, ValueError) as exc:
+            except _FAILURES as exc:
                 self.open -= 1
                 self.failures.append((time.monotonic(), _reason(exc)))
 
@@ -141,6 +146,8 @@ async def _expect(stream: trio.SocketStream, wanted: bytes) -> None:
 
 
 def _reason(exc: BaseException) -> str:
+    while isinstance(exc, BaseExceptionGroup):
+        exc = exc.exceptions[0]
     cause = exc.__cause__ if isinstance(exc.__cause__, OSError) else exc
     return str(exc) if isinstance(exc, ValueError) else type(cause).__name__
 
@@ -156,13 +163,14 @@ def main() -> None:
     knocking.add_argument("port", type=int)
     knocking.add_argument("--rate", type=float, default=200.0)
     knocking.add_argument("--seconds", type=float, default=10.0)
+    knocking.add_argument("--bytes", type=int, default=64)
     knocking.add_argument("--long", type=int, default=0)
     knocking.add_argument("--every", type=float, default=2.0)
     options = parser.parse_args()
     if options.command == "serve":
         trio.run(serve, options.port)
         return
-    run = Knocking(options.host, options.port)
+    run = Knocking(options.host, options.port, options.bytes)
     print(json.dumps(trio.run(run.run, options.rate, options.seconds, options.long, options.every)))
 
 

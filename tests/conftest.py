@@ -14,6 +14,11 @@ from typing import Any
 import pytest
 import trio
 
+# Where Debian's containernetworking-plugins are.
+CNI_DIRECTORY = "/usr/lib/cni"
+CNI_PLUGINS = ("bridge", "ptp", "macvlan", "host-local")
+IPTABLES = ("iptables-legacy-restore", "ip6tables-legacy-restore", "iptables-legacy-save")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run ``async def`` tests, Hypothesis ones included, each in a trio loop of its own."""
@@ -63,6 +68,12 @@ def missing(what: str) -> str:
             return f"no user namespaces: {reason}" if reason else ""
         case "nft":
             return "" if shutil.which("nft") else "no nft binary"
+        case "cni":
+            lost = [name for name in CNI_PLUGINS if not os.access(f"{CNI_DIRECTORY}/{name}", os.X_OK)]
+            return f"no CNI plugin {', '.join(lost)} in {CNI_DIRECTORY}" if lost else ""
+        case "iptables":
+            lost = [name for name in IPTABLES if not shutil.which(name)]
+            return f"no {', '.join(lost)}" if lost else ""
         case "envoy":
             try:
                 import envoy  # type: ignore[import-not-found,unused-ignore]  # noqa: F401
@@ -76,7 +87,7 @@ def missing(what: str) -> str:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what the machine cannot run, unless ``AMBIENT_REQUIRE`` says it must."""
     required = {name for name in os.environ.get("AMBIENT_REQUIRE", "").split(",") if name}
-    for name in ("netns", "rootless", "nft", "envoy"):
+    for name in ("netns", "rootless", "nft", "cni", "iptables", "envoy"):
         if item.get_closest_marker(name) is None:
             continue
         reason = missing(name)

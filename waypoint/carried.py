@@ -71,7 +71,7 @@ class Carried:
 
     def begin(self, upstreams: Upstreams) -> None:
         """Reach the target."""
-        upstreams.dial(self._target, self._reached)
+        upstreams.dial(self._target, self._reached, self._client.traceparent)
 
     def abort(self, reason: str) -> None:
         """End it now."""

@@ -22,6 +22,7 @@ class Client:
         peer: Its address.
         identity: Proven by its certificate; None without one.
         checked: Version of the mesh whose policies allowed it; -1 for not asked.
+        traceparent: Of the CONNECT that it came by, "" if it had none.
         text: Its fields of an access line, made once.
         name: What tells the sources of two series apart.
     """
@@ -33,6 +34,7 @@ class Client:
     workload: Workload | None = None
     identity: SpiffeId | None = None
     checked: int = -1
+    traceparent: str = ""
     text: str = field(default="", repr=False)
     name: str = field(default="", repr=False)
 

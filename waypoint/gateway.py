@@ -18,6 +18,7 @@ from ambient.model.address import parse_hostport
 from ambient.model.identity import SpiffeId
 from ambient.model.route import Admission, Admitted, Refuse, Rejected, Route, admit, route_request
 from ambient.model.workload import HBONE_PORT, Workload
+from ambient.wire.baggage import traceparent_in
 from ambient.wire.http1_heads import RequestHead
 from waypoint.carried import Carried, OpenConnections
 from waypoint.client import Client, speaks_http
@@ -123,7 +124,15 @@ class Gateway:
             request.refuse(admission.status, admission.reason + "\n")
             return
         source = context.mesh.workload_by_address(peer[0])
-        client = Client("waypoint", admission.ip, admission.port, peer, source, identity)
+        client = Client(
+            "waypoint",
+            admission.ip,
+            admission.port,
+            peer,
+            source,
+            identity,
+            traceparent=traceparent_in(request.headers),
+        )
         if speaks_http(context.mesh, me.namespace, admission.ip, admission.port):
             self.http.server.serve(request.accept(), client)
         else:

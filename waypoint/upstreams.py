@@ -6,6 +6,7 @@ the mesh says the same about it, so that the pool can key on the object itself, 
 
 from __future__ import annotations
 
+import random
 import socket
 from enum import Enum
 from functools import partial
@@ -21,7 +22,7 @@ from ambient.model.identity import SpiffeId
 from ambient.model.pool_plan import PoolKey
 from ambient.model.route import Pass, Tunnel
 from ambient.model.workload import Protocol, Workload
-from ambient.wire.baggage import baggage_of, format_baggage
+from ambient.wire.baggage import baggage_of, format_baggage, format_traceparent, next_traceparent
 from waypoint.context import ALPN_SIDECAR, Context
 from waypoint.metrics import Series
 
@@ -87,11 +88,15 @@ class Upstreams:
             found = self._targets[route] = self._make(route)
         return found
 
-    def dial(self, target: Target, on_channel: OnChannel) -> None:
-        """Open a byte stream to *target*; *on_channel* gets it unstarted, or the reason why not."""
+    def dial(self, target: Target, on_channel: OnChannel, traceparent: str = "") -> None:
+        """Open a byte stream to *target*; *on_channel* gets it unstarted, or the reason why not.
+
+        Args:
+            traceparent: Of the one connection that it is for, to be continued; "" for a stream of many.
+        """
         route = target.route
         if isinstance(route, Tunnel):
-            self._open_stream(route, on_channel)
+            self._open_stream(route, on_channel, traceparent)
             return
         done = self._shake_hands if target.kind is Kind.MTLS else self._plain
         self._context.network.dial((route.ip, route.port), partial(done, target, on_channel))
@@ -162,7 +167,7 @@ class Upstreams:
             raise Unavailable("our own workload is not known yet")
         return me.identity
 
-    def _open_stream(self, route: Tunnel, on_channel: OnChannel) -> None:
+    def _open_stream(self, route: Tunnel, on_channel: OnChannel, traceparent: str) -> None:
         me = self._context.me
         if me is None:
             on_channel(Unavailable("our own workload is not known yet"))
@@ -172,10 +177,17 @@ class Upstreams:
         def opened(stream: TunnelStream | Exception) -> None:
             on_channel(stream)
 
-        self._tunnels.open(key, route.authority, self._headers(me), opened)
+        self._tunnels.open(key, route.authority, self._headers(me, traceparent), opened)
 
-    def _headers(self, me: Workload) -> Headers:
-        return (("baggage", format_baggage(baggage_of(me, self._context.cluster))),)
+    def _headers(self, me: Workload, traceparent: str) -> Headers:
+        span, trace = random.getrandbits(64), random.getrandbits(128)
+        return (
+            ("baggage", format_baggage(baggage_of(me, self._context.cluster))),
+            (
+                "traceparent",
+                next_traceparent(traceparent, span) if traceparent else format_traceparent(trace, span),
+            ),
+        )
 
     def _dial_tunnel(self, key: PoolKey, on_connected: OnConnected) -> None:
         def dialled(sock: socket.socket | OSError) -> None:

@@ -7,15 +7,17 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Sequence
 
 from ambient.engine import collector, host
 from ambient.engine.privileges import NODE_DAEMON, keep_only
 from ambient.errors import AmbientError, ConfigError
 from ztunnel.daemon import raise_file_limit, run
+from ztunnel.environment import help_text
 from ztunnel.settings import Settings, read_settings
 
 # sysexits.h, as interfaces.md lists them.
-EXIT_CONFIG, EXIT_UNAVAILABLE = 65, 69
+EXIT_USAGE, EXIT_CONFIG, EXIT_UNAVAILABLE = 2, 65, 69
 
 
 class Lines(logging.Formatter):
@@ -36,6 +38,24 @@ class Lines(logging.Formatter):
         if self._as_json:
             return json.dumps({"level": level, "time": moment, "scope": record.name, "message": text})
         return f"{moment}\t{level}\t{record.name}\t{text}"
+
+
+def command(arguments: Sequence[str]) -> int:
+    """What the command line asks for: ztunnel's three words, of which ``proxy`` is the default."""
+    match list(arguments):
+        case [] | ["proxy"]:
+            return main()
+        case ["help" | "--help" | "-h"]:
+            print(help_text(), end="")
+            return 0
+        case ["version" | "--version"]:
+            from importlib.metadata import version
+
+            print(version("ambient-mesh"))
+            return 0
+        case _:
+            print("ztunnel: proxy, version or help is understood here; see: --help", file=sys.stderr)
+            return EXIT_USAGE
 
 
 def main() -> int:
@@ -69,4 +89,4 @@ def _run(settings: Settings) -> None:
 
 if __name__ == "__main__":
     keep_only(NODE_DAEMON)
-    sys.exit(main())
+    sys.exit(command(sys.argv[1:]))

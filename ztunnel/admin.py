@@ -14,11 +14,11 @@ from typing import Any
 
 import trio
 
+from ambient.engine.pages import JSON, Answer, Query, Routes
 from ambient.engine.reactor import Reactor
 from ambient.errors import ConfigError
 from ambient.model.mesh import Mesh
 from ztunnel import dump, profiling
-from ztunnel.http import JSON, Answer, Query, Routes
 from ztunnel.levels import Levels, parse_levels
 from ztunnel.proxies import Proxies
 from ztunnel.settings import Settings

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
+
 from ambient.engine.channel import Channel
 from ambient.engine.relay import Relay, RelayCounts, relay
 from ambient.model.address import format_hostport
@@ -32,11 +35,12 @@ class ProxiedConnection:
 
     Attributes:
         facts: What policy decided about, for inbound connections.
+        traceparent: Of the CONNECT that carries it, if records tell of traces.
     """
 
     __slots__ = (
         "_counted", "_destination", "_finished", "_flow", "_relay", "_series", "_source", "_started",
-        "context", "facts",
+        "context", "facts", "traceparent",
     )  # fmt: skip
 
     direction: Direction
@@ -44,6 +48,7 @@ class ProxiedConnection:
     def __init__(self, context: Context, source: Address, destination: Address) -> None:
         self.context = context
         self.facts: Connection | None = None
+        self.traceparent = ""
         self._source = source
         self._destination = destination
         self._started = context.reactor.now()
@@ -85,6 +90,8 @@ class ProxiedConnection:
             else:
                 flow.series.opened += 1
             self._series = flow.series
+            if self.context.journal.levels.access < logging.INFO:
+                self.context.journal.began(replace(self._record("", Flag.NONE, 0, 0), opened=True))
 
     def join(self, downstream: Channel, upstream: Channel) -> None:
         """Move bytes until both ends are done, then finish."""
@@ -195,6 +202,7 @@ class ProxiedConnection:
             error=error,
             flag=flag,
             early=flow is None,
+            trace=self.traceparent[3:35],
         )
 
     def _peer(

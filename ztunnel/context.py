@@ -74,6 +74,7 @@ class Context:
     Attributes:
         chance: A number in [0, 1), for whatever is left to chance.
         cluster: The cluster's name, in records and baggage.
+        socks: Whether port 15080 is open.
         names: What the name server of port 15053 needs; None for no name server.
         routes: Outbound, by address and port, where they are not left to chance.
         flows: Outbound, by destination workload, address, authority and service.
@@ -91,6 +92,7 @@ class Context:
     cluster: str = "Kubernetes"
     response_baggage: bool = True
     names: Names | None = None
+    socks: bool = False
     routes: Remembered[Address, Route] = field(init=False)
     flows: Remembered[tuple[str, str, str, str], Flow] = field(init=False)
     _baggage: tuple[Workload, str] | None = None

@@ -22,7 +22,9 @@ import trio
 
 from ambient.engine.follow import Follow, control_socket
 from ambient.engine.nursery import plain_nursery
+from ambient.engine.pages import Routes, serve
 from ambient.engine.reactor import Reactor
+from ambient.engine.revocations import Revocations
 from ambient.engine.svids import SvidCache
 from ambient.errors import Unavailable
 from ztunnel.admin import Inside, admin_routes, ready_routes
@@ -31,7 +33,6 @@ from ztunnel.dns_metrics import DnsMetrics
 from ztunnel.dns_plan import nameservers
 from ztunnel.exposition import metrics_routes
 from ztunnel.handover import Handover
-from ztunnel.http import Routes, serve
 from ztunnel.inpod import AgentFollower
 from ztunnel.journal import Journal
 from ztunnel.levels import Levels, parse_levels
@@ -79,6 +80,7 @@ class Daemon:
                 cluster=settings.cluster,
                 response_baggage=settings.response_baggage,
                 names=self._names,
+                socks=settings.socks,
             )
         )
         self._own = OwnPorts({ADMIN_PORT: "127.0.0.1", METRICS_PORT: "", READY_PORT: ""})
@@ -223,10 +225,12 @@ async def run(reactor: Reactor, settings: Settings) -> None:
         ConfigError: there is none.
         Unavailable: control went away.
     """
-    for name in settings.ignored:
-        log.warning("%s is set, but this ztunnel does not honour it", name)
+    if settings.ignored:
+        log.warning("set, but without effect in this ztunnel: %s", ", ".join(settings.ignored))
     reactor.on_failure = _log_failure
     reactor.limits = settings.limits
+    if settings.crl_path:
+        reactor.revocations = Revocations(settings.crl_path, log.warning)
     await Daemon(reactor, settings, control_socket()).run()
 
 

@@ -11,7 +11,7 @@ import os
 import socket
 from contextlib import suppress
 
-from ztunnel.http import Routes, serve
+from ambient.engine.pages import Routes, serve
 
 log = logging.getLogger("ztunnel")
 

@@ -19,7 +19,7 @@ from ambient.model.policy import Connection, enforce
 from ambient.model.record import Direction, Flag
 from ambient.model.route import Admitted, Rejected, admit
 from ambient.model.workload import HBONE_PORT, Workload
-from ambient.wire.baggage import parse_forwarded
+from ambient.wire.baggage import parse_forwarded, traceparent_in
 from ztunnel.connection import Closed, ProxiedConnection
 from ztunnel.context import Context
 from ztunnel.failure import describe, status_of
@@ -107,6 +107,8 @@ class InboundStream(ProxiedConnection):
         if me is None:
             self._refuse(503, "unknown workload", Flag.CONNECT)
             return
+        if self.context.journal.json:
+            self.traceparent = traceparent_in(self._request.headers)
         self._request.on_cancelled(self._cancelled)
         arrival = self._tunnel.arrival(me, self._request)
         match arrival.admission:
@@ -212,7 +214,8 @@ class InboundTunnel:
 
     def source_workload(self) -> Workload | None:
         """The workload at the peer's address, if that is who the certificate says."""
-        found = self._context.mesh.workload_by_address(self.source[0])
+        me = self._context.me
+        found = self._context.mesh.workload_by_address(self.source[0], me.node if me is not None else "")
         return found if found is not None and found.identity == self.identity else None
 
     def arrival(self, me: Workload, request: TunnelRequest) -> Arrival:

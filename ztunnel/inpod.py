@@ -21,10 +21,10 @@ import trio
 from ambient.errors import RemoteProtocolError, Unavailable
 from ambient.model.identity import SpiffeId
 from ambient.wire.zds import (
-    MAX_LISTENERS,
     MAX_PACKET_BYTES,
     KeyPassed,
     ListenersPassed,
+    Refused,
     Retired,
     SnapshotSent,
     WorkloadAdded,
@@ -43,8 +43,12 @@ log = logging.getLogger("ztunnel")
 FIRST_BACKOFF = 0.01
 MAX_BACKOFF = 15.0
 
-# One more than may come, so that a descriptor too many is seen and not cut off silently.
-_ANCILLARY_BYTES = socket.CMSG_SPACE((MAX_LISTENERS + 1) * array.array("i").itemsize)
+# Requests that are carried out side by side: a node's pods (250) and some. More wait in the socket, unread.
+MAX_UNDER_WAY = 256
+
+# As many as the kernel passes beside one packet (SCM_MAX_FD): one too many is seen and answered, not cut.
+MAX_DESCRIPTORS = 253
+_ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
 
 
 def backoff(failures: int, chance: float) -> float:
@@ -84,6 +88,7 @@ class AgentFollower:
         self._drained: dict[str, None] = {}
         self._wake = trio.Event()
         self._sending = trio.Lock()
+        self._room = trio.Semaphore(MAX_UNDER_WAY)
         self._scope = trio.CancelScope()
         proxies.on_drained = self.drained
 
@@ -163,9 +168,13 @@ class AgentFollower:
             for fd in fds:
                 os.close(fd)
             raise
+        if isinstance(event, Refused):
+            for fd in fds:
+                os.close(fd)
         match event:
             case WorkloadAdded() | WorkloadRemoved():
                 uid = event.workload.uid if isinstance(event, WorkloadAdded) else event.uid
+                await self._room.acquire()
                 turn = order.turn(uid)
                 nursery.start_soon(self._side_by_side, connection, sock, event, order, turn, uid)
             case _:
@@ -199,6 +208,7 @@ class AgentFollower:
         except OSError as exc:
             log.debug("no answer to the agent: %s", exc)  # Whoever reads sees it, too.
         finally:
+            self._room.release()
             if untouched and isinstance(event, WorkloadAdded):
                 os.close(event.netns_fd)
             order.end(turn, uid)
@@ -224,6 +234,9 @@ class AgentFollower:
                 self._handover.received(event)
             case Retired():
                 self._retire()
+            case Refused(reason):
+                log.error("the node agent asked for something that cannot be: %s", reason)
+                return reason
         return ""
 
     def _retire(self) -> None:

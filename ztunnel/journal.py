@@ -39,6 +39,7 @@ class Journal:
         levels: Levels | None = None,
     ) -> None:
         self.metrics = metrics
+        self.json = json
         self.levels = levels or Levels()
         self._reactor = reactor
         self._write = write or write_log
@@ -52,6 +53,12 @@ class Journal:
     def opened(self, traffic: Traffic) -> Series:
         """Count a connection whose ends are known; give the result to ``ended``."""
         return self.metrics.opened(traffic)
+
+    def began(self, record: AccessRecord) -> None:
+        """Say that a connection has begun, if access records are asked for in such detail (DEBUG)."""
+        if not self._lines:
+            self._reactor.call_soon(self.flush)
+        self._lines.append(self._format(record))
 
     def failed(self, reporter: str, traffic: Traffic | None, flag: Flag) -> None:
         """Count a connection that was never established; ``ended`` is called for it too."""

@@ -30,6 +30,9 @@ _SIDE = (
     "app",
     "version",
     "cluster",
+    # We know no localities; dashboards group by these all the same.
+    "region",
+    "zone",
 )
 LABELS = (
     "reporter",
@@ -185,7 +188,7 @@ def _side(prefix: str, workload: Workload | None, identity: SpiffeId | None, clu
     if workload is not None:
         service, revision = workload.canonical_name, workload.canonical_revision
         name = workload.workload_name or workload.name
-        values = [name, service, revision, workload.namespace, "", service, revision, cluster]
+        values = [name, service, revision, workload.namespace, "", service, revision, cluster, "", ""]
     values[_SIDE.index("principal")] = str(identity or "")
     return {f"{prefix}_{label}": value for label, value in zip(_SIDE, values, strict=True)}
 

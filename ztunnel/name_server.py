@@ -9,8 +9,9 @@ drains answers on until nobody has asked for a while.
 
 from __future__ import annotations
 
+import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -24,10 +25,15 @@ from ztunnel.dns_metrics import DnsMetrics
 from ztunnel.dns_plan import resolve
 from ztunnel.forwarding import LENGTH, Forwarding
 
+log = logging.getLogger("dns")
+
 NAMES_PORT = 15053
+# Under which numbers its sockets (two a family) are handed from one process to the next, beside the other
+# listeners, whose numbers are their ports. What each is, it knows itself.
+DOORS = range(NAMES_PORT, NAMES_PORT + 4)
 # ztunnel's TTL.
 TTL_SECONDS = 30
-# A question is one packet; the largest that resolvers send with EDNS options. Picked, not measured.
+# A question is one packet, by TCP too; the largest that resolvers send with options. Picked, not measured.
 MAX_QUESTION_BYTES = 4096
 # Datagrams read before others of the loop have their turn. Picked, not measured.
 DATAGRAMS_PER_EVENT = 64
@@ -35,7 +41,7 @@ DATAGRAMS_PER_EVENT = 64
 MAX_PENDING = 256
 MAX_PENDING_IN_ALL = 2048
 # Connections of one pod, the time one may say nothing, and its questions at once. Picked, not measured.
-MAX_CLIENTS = 64
+MAX_CLIENTS = 32
 IDLE_SECONDS = 10.0
 MAX_PIPELINED = 16
 # A draining server stops when nobody has asked for this long, and at the latest after twice the time that
@@ -76,19 +82,34 @@ class NameServer:
         self._asked = 0.0
         self._on_quiet: Callable[[], None] | None = None
         self._force_at = 0.0
+        self._retired = False
         self._timer: Timer | None = None
 
-    def start(self) -> None:
+    def start(self, given: Sequence[socket.socket] = ()) -> None:
         """Open the sockets.
+
+        Args:
+            given: Those that an earlier process left; ours to close.
 
         Raises:
             OSError: the port is taken.
         """
         reactor = self._context.reactor
-        for datagrams, listener in self._context.network.listen_for_names(NAMES_PORT):
-            self._sockets.append(datagrams)
-            reactor.add(datagrams.fileno(), IN, partial(self._readable, datagrams), self._crashed)
-            self._listeners.append(Listener(reactor, listener, self._accepted))
+        found = given or [
+            sock for pair in self._context.network.listen_for_names(NAMES_PORT) for sock in pair
+        ]
+        for sock in found:
+            sock.setblocking(False)
+            if sock.type == socket.SOCK_DGRAM:
+                self._sockets.append(sock)
+                reactor.add(sock.fileno(), IN, partial(self._readable, sock), self._crashed)
+            else:
+                self._listeners.append(Listener(reactor, sock, self._accepted))
+
+    def doors(self) -> list[tuple[int, int]]:
+        """(number, descriptor) of each socket, for whoever is to hold them over our end."""
+        fds = [each.fileno() for each in self._sockets] + [each.fileno() for each in self._listeners]
+        return [(door, fd) for door, fd in zip(DOORS, fds, strict=False) if fd >= 0]
 
     @property
     def open(self) -> bool:
@@ -99,6 +120,17 @@ class NameServer:
         """Answer what is under way and on its way, then close and call *on_quiet*."""
         for listener in self._listeners:
             listener.accept_pending()
+        self._leave(on_quiet)
+
+    def retire(self, on_quiet: Callable[[], None]) -> None:
+        """The same, but what is on its way is for a newer process, which has these sockets too."""
+        self._retired = True
+        for sock in self._sockets:
+            self._context.reactor.remove(sock.fileno())
+        self._leave(on_quiet)
+
+    def _leave(self, on_quiet: Callable[[], None]) -> None:
+        for listener in self._listeners:
             listener.close()
         now = self._context.reactor.now()
         self._on_quiet = on_quiet
@@ -151,6 +183,7 @@ class NameServer:
             names.pending -= 1
             if found is None:
                 series.failures += 1
+                log.debug("%s: no upstream answered for %r", context.uid, query.name)
             else:
                 series.answered(context.reactor.now() - started)
             reply(found or _encode(query, Answer(Rcode.SERVFAIL), by_udp))
@@ -187,7 +220,7 @@ class NameServer:
         if self._on_quiet is None or not self._sockets:
             return
         now = self._context.reactor.now()
-        waiting = self._forwardings or now < self._asked + QUIET_SECONDS
+        waiting = self._forwardings or (now < self._asked + QUIET_SECONDS and not self._retired)
         if waiting and now < self._force_at:
             if self._timer is not None:
                 self._timer.cancel()
@@ -195,7 +228,7 @@ class NameServer:
                 min(QUIET_SECONDS, self._force_at - now), self._maybe_quiet, self._crashed
             )
             return
-        for sock in self._sockets:
+        for sock in () if self._retired else self._sockets:
             while self._read_one(sock):
                 pass
         self.close()
@@ -234,7 +267,7 @@ class _Client(NullReceiver):
         self._channel.close()
 
     def data_received(self, data: memoryview) -> None:
-        """Take what came; a message is at most 64 KiB, and no more than one is kept incomplete."""
+        """Take what came: one read of the channel at most is kept while answers are owed."""
         self._data += data
         self._take()
 
@@ -262,7 +295,7 @@ class _Client(NullReceiver):
             except RemoteProtocolError:
                 self._channel.abort()
                 return
-        if self._blocked() or len(self._data) >= LENGTH.size + MAX_TCP_BYTES:
+        if self._blocked():
             self._channel.pause()
         else:
             self._channel.resume()
@@ -274,6 +307,8 @@ class _Client(NullReceiver):
         if self._blocked() or len(self._data) < LENGTH.size:
             return None
         end = LENGTH.size + LENGTH.unpack_from(self._data)[0]
+        if end > LENGTH.size + MAX_QUESTION_BYTES:
+            return b""  # Which is no question: it ends the connection.
         if len(self._data) < end:
             return None
         message = bytes(self._data[LENGTH.size : end])

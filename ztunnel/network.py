@@ -57,6 +57,10 @@ class PodNetwork(Protocol):
         """A listener on *port* that takes redirected connections."""
         ...
 
+    def listen_locally(self, port: int) -> socket.socket:
+        """A listener on *port* of the pod's loopback, for the pod itself."""
+        ...
+
     def original_destination(self, sock: socket.socket) -> Address:
         """Where the peer of an accepted connection wanted to go."""
         ...
@@ -104,6 +108,10 @@ class NetnsNetwork:
     def listen(self, port: int) -> socket.socket:
         """A dual-stack listener; transparent, so that TPROXY may give it foreign addresses."""
         return listen_in(self.netns_fd, port, transparent=True, mark=PROXY_MARK)
+
+    def listen_locally(self, port: int) -> socket.socket:
+        """On 127.0.0.1; nobody redirects to it."""
+        return listen_in(self.netns_fd, port, host="127.0.0.1")
 
     def original_destination(self, sock: socket.socket) -> Address:
         """By conntrack after REDIRECT, by the local address after TPROXY."""

@@ -41,9 +41,11 @@ class OutboundConnection(ProxiedConnection):
 
     direction = Direction.OUTBOUND
 
-    def __init__(self, context: Context, pool: TunnelPool, sock: socket.socket) -> None:
+    def __init__(
+        self, context: Context, pool: TunnelPool, sock: socket.socket, target: Address | None = None
+    ) -> None:
         self._application = SocketChannel(context.reactor, sock)
-        self._target = context.network.original_destination(sock)
+        self._target = target or context.network.original_destination(sock)
         super().__init__(context, self._application.peer_address, self._target)
         self._pool = pool
         self._chance = context.chance()
@@ -101,7 +103,10 @@ class OutboundConnection(ProxiedConnection):
         self.attribute_to(flow)
         key = flow.pool_key
         assert key is not None
-        headers = request_headers(self.context.baggage(me), self._source, chosen.service)
+        traceparent = format_traceparent(random.getrandbits(128), random.getrandbits(64))
+        if self.context.journal.json:
+            self.traceparent = traceparent
+        headers = request_headers(self.context.baggage(me), self._source, chosen.service, traceparent)
         self._pool.open(key, chosen.authority, headers, self._opened)
 
     def _flow_of(self, me: Workload, chosen: Tunnel) -> Flow:
@@ -170,11 +175,11 @@ def pool_key(context: Context, chosen: Tunnel) -> PoolKey:
     )
 
 
-def request_headers(baggage: str, source: Address, service: str) -> Headers:
+def request_headers(baggage: str, source: Address, service: str, traceparent: str) -> Headers:
     """What a CONNECT says beside its target."""
     host = service.partition("/")[2]
     return (
         ("baggage", baggage),
         ("forwarded", format_forwarded(format_hostport(*source), host)),
-        ("traceparent", format_traceparent(random.getrandbits(128), random.getrandbits(64))),
+        ("traceparent", traceparent),
     )

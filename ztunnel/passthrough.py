@@ -40,7 +40,7 @@ class PassthroughConnection(ProxiedConnection):
             )
             return
         self.attribute(
-            source=self.context.mesh.workload_by_address(self._source[0]),
+            source=self.context.mesh.workload_by_address(self._source[0], me.node),
             destination=me,
             address=self._target,
         )

@@ -62,6 +62,7 @@ class Around:
     cluster: str = "Kubernetes"
     response_baggage: bool = True
     names: Names | None = None
+    socks: bool = False
 
 
 class Proxies:
@@ -212,6 +213,7 @@ class Proxies:
             cluster=around.cluster,
             response_baggage=around.response_baggage,
             names=around.names,
+            socks=around.socks,
         )
         return WorkloadProxy(context, self._drained)
 

@@ -10,6 +10,7 @@ from ambient.errors import ConfigError
 from ambient.model.address import canonical
 from ambient.model.limits import Limits
 from ztunnel.durations import read_limits
+from ztunnel.environment import ignored
 from ztunnel.levels import SCOPES, parse_levels
 
 ADMIN_PORT = 15000
@@ -19,26 +20,6 @@ READY_PORT = 15021
 # Istio's default for both deadlines.
 DEFAULT_DRAIN_SECONDS = 5.0
 DEFAULT_INPOD_UDS = "/var/run/ztunnel/ztunnel.sock"
-
-# Names of Istio's ztunnel that would change what it does, and do nothing here.
-NOT_HONOURED = (
-    "XDS_ADDRESS",
-    "CA_ADDRESS",
-    "LOCAL_XDS",
-    "LOCAL_XDS_PATH",
-    "PROXY_MODE",
-    "FAKE_CA",
-    "PACKET_MARK",
-    "INPOD_PORT_REUSE",
-    "ENABLE_ORIG_SRC",
-    "HTTP2_STREAM_WINDOW_SIZE",
-    "HTTP2_CONNECTION_WINDOW_SIZE",
-    "HTTP2_FRAME_SIZE",
-    "UNSTABLE_ENABLE_SOCKS5",
-    "TLS12_ENABLED",
-    "CRL_PATH",
-    "ZTUNNEL_WORKER_THREADS",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +32,13 @@ class Settings:
         dns_capture: Whether pods' lookups are answered on port 15053.
         dns_upstreams: Whom to ask for names that the mesh does not know; none: this machine's resolv.conf.
         preferred_namespace: Whose services win over others' of the same name, in lookups.
+        socks: Whether pods have a SOCKS5 entry on port 15080.
         levels: What is logged, as RUST_LOG says it; scopes that are not ours are left out.
         admin_uds: A unix socket that answers like port 15000; "" for none.
         snapshot_path: Where the mesh is kept for the next process; "" for nowhere.
         memory_limit: Bytes of resident memory at which new work is refused (from 85 % on); 0 for none.
         ready_fd: Told when this process serves, by whoever started it; -1 for nobody.
+        crl_path: A file of revocation lists, looked at again when it changes; "" for none.
         limits: Deadlines and limits of the tunnels.
         ignored: Names that were set and are not honoured, for one warning.
     """
@@ -69,11 +52,13 @@ class Settings:
     dns_capture: bool = True
     dns_upstreams: tuple[str, ...] = ()
     preferred_namespace: str = ""
+    socks: bool = False
     levels: str = "info"
     admin_uds: str = ""
     snapshot_path: str = ""
     memory_limit: int = 0
     ready_fd: int = -1
+    crl_path: str = ""
     limits: Limits = field(default_factory=Limits)
     ignored: tuple[str, ...] = ()
 
@@ -97,13 +82,15 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         dns_capture=environ.get("ISTIO_META_DNS_CAPTURE", "true").lower() == "true",
         dns_upstreams=_addresses(environ, "AMBIENT_DNS_UPSTREAMS"),
         preferred_namespace=environ.get("PREFERED_SERVICE_NAMESPACE", ""),
+        socks=_choice(environ, "UNSTABLE_ENABLE_SOCKS5", {"": False, "true": True, "false": False}),
         levels=own_levels(environ.get("RUST_LOG", "")),
         admin_uds=environ.get("AMBIENT_ADMIN_UDS", ""),
         snapshot_path=environ.get("AMBIENT_MESH_SNAPSHOT", ""),
         memory_limit=_bytes(environ, "AMBIENT_MEMORY_LIMIT"),
         ready_fd=_descriptor(environ, "AMBIENT_READY_FD"),
+        crl_path=environ.get("CRL_PATH", ""),
         limits=read_limits(environ),
-        ignored=tuple(name for name in NOT_HONOURED if environ.get(name)),
+        ignored=ignored(environ),
     )
 
 

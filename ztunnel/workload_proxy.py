@@ -27,9 +27,10 @@ from ambient.model.workload import HBONE_PORT
 from ztunnel.connection import DRAINED, POLICY_CHANGED
 from ztunnel.context import Context
 from ztunnel.inbound import MAX_HANDSHAKES, InboundHandshake, InboundTunnel
-from ztunnel.name_server import NAMES_PORT, NameServer
+from ztunnel.name_server import DOORS, NAMES_PORT, NameServer
 from ztunnel.outbound import OutboundConnection
 from ztunnel.passthrough import PassthroughConnection
+from ztunnel.socks5 import SOCKS_PORT, SocksDoor
 
 # The rules are gone, but a handshake with a listener may be half done: closing now would reset it. It takes
 # one round trip; measured: emptying the queue after 20 to 50 ms loses nothing.
@@ -67,6 +68,7 @@ class WorkloadProxy:
         self._policies: tuple[Policy, ...] | None = None
         self._pool = TunnelPool(context.reactor, hbone_dialler(context))
         self._names = NameServer(context, context.names) if context.names is not None else None
+        self._socks = SocksDoor(context, self._pool)
         context.open.on_empty = self._maybe_drained
 
     def start(self, given: Mapping[int, socket.socket] = MappingProxyType({})) -> None:
@@ -78,6 +80,7 @@ class WorkloadProxy:
         Raises:
             OSError: one of the ports is taken, or the namespace is gone; then none is open.
         """
+        left = [given[door] for door in DOORS if door in given]
         opened: dict[int, tuple[socket.socket, Callable[[socket.socket], None]]] = {}
         try:
             for port, accepted in (
@@ -86,9 +89,16 @@ class WorkloadProxy:
                 (HBONE_PORT, self._accepted_hbone),
             ):
                 opened[port] = (given.get(port) or self.context.network.listen(port), accepted)
+            if self.context.socks:
+                port = SOCKS_PORT
+                sock = given.get(port) or self.context.network.listen_locally(port)
+                opened[port] = (sock, self._socks.accepted)
             if self._names is not None:
                 port = NAMES_PORT
-                self._names.start()
+                self._names.start(left)
+            else:
+                for sock in left:
+                    sock.close()
         except OSError as exc:
             for sock in (*given.values(), *(sock for sock, _ in opened.values())):
                 sock.close()
@@ -98,8 +108,9 @@ class WorkloadProxy:
         }
 
     def listeners(self) -> list[tuple[int, int]]:
-        """(port, descriptor) of each open listener."""
-        return [(port, each.fileno()) for port, each in self._listeners.items() if each.fileno() >= 0]
+        """(port, descriptor) of each open listener; those of the name server under its ``DOORS``."""
+        found = [(port, each.fileno()) for port, each in self._listeners.items() if each.fileno() >= 0]
+        return [*found, *(self._names.doors() if self._names is not None else ())]
 
     async def drain(self) -> None:
         """Take what was already knocking, then no more; when this returns the ports are free.
@@ -116,6 +127,7 @@ class WorkloadProxy:
             listener.accept_pending()
             listener.close()
         self._doors_open = False
+        self._socks.close()
         if self._names is not None:
             self._names.drain(self._maybe_drained)
         self.context.reactor.call_later(GOAWAY_DELAY, self._say_goodbye)
@@ -129,14 +141,16 @@ class WorkloadProxy:
         for listener in self._listeners.values():
             listener.close()
         self._doors_open = False
+        self._socks.close()
         if self._names is not None:
-            self._names.drain(self._maybe_drained)
+            self._names.retire(self._maybe_drained)
         self.context.reactor.call_later(GOAWAY_DELAY, self._say_goodbye)
 
     def abort(self, reason: str = DRAINED) -> None:
         """End everything now; each connection gets its record."""
         self.draining = True
         self._doors_open = False
+        self._socks.close()
         for listener in self._listeners.values():
             listener.close()
         if self._names is not None:

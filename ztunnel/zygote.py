@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 import ztunnel.__main__ as program
+from ambient.engine.privileges import NODE_DAEMON, keep_only
 
 ZYGOTE_FD = "AMBIENT_ZYGOTE_FD"
 # What each child is told of the descriptors that came for it, in their order; the last one is not its own.
@@ -118,4 +119,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    keep_only(NODE_DAEMON)
     sys.exit(main())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +46,12 @@ def memory(pid: int, proc: Path = Path("/proc")) -> Memory:
     text = (proc / str(pid) / "smaps_rollup").read_bytes()
     found = {name: int(number) * 1024 for name, number in _KIB_FIELD.findall(text)}
     return Memory(found.get(b"Pss", 0), found.get(b"Rss", 0))
+
+
+def total(parts: Iterable[Memory]) -> Memory:
+    """Of several processes together; only the fair share adds up, so the resident sum counts pages twice."""
+    pss, rss = zip(*((one.pss_bytes, one.rss_bytes) for one in parts), strict=True)
+    return Memory(sum(pss), sum(rss))
 
 
 def threads(pid: int, proc: Path = Path("/proc")) -> int:

@@ -26,6 +26,32 @@ SWITCH_SECONDS = 60.0
 _NODE_LINK = re.compile(r"^\s*(n\d+):", re.MULTILINE)
 
 
+def proxies_among(processes: Sequence[Mapping[str, Any]]) -> list[Proxy]:
+    """The proxies among *processes*, as ``status`` lists them.
+
+    What stands below a proxy's name (``ztunnel/node-1/zygote``, one that drains) is a part of it.
+    """
+    running = [one for one in processes if one["role"] in PROXY_ROLES and one.get("pid")]
+    names = {str(one["name"]) for one in running}
+    parts: dict[str, list[int]] = {}
+    for one in running:
+        above = str(one["name"]).rpartition("/")[0]
+        if above in names:
+            parts.setdefault(above, []).append(int(one["pid"]))
+    return [
+        Proxy(
+            name=str(one["name"]),
+            role=str(one["role"]),
+            node=str(one.get("node") or ""),
+            pod=str(one["pod"]) if one.get("pod") else None,
+            pid=int(one["pid"]),
+            beside=tuple(sorted(parts.get(str(one["name"]), ()))),
+        )
+        for one in running
+        if str(one["name"]).rpartition("/")[0] not in names
+    ]
+
+
 class LiveMesh:
     """One running mesh and the scenario in it; close it."""
 
@@ -105,17 +131,7 @@ class LiveMesh:
 
     def proxies(self) -> Sequence[Proxy]:
         """Every proxy that runs now."""
-        return [
-            Proxy(
-                name=str(one.get("name")),
-                role=str(one["role"]),
-                node=str(one.get("node") or ""),
-                pod=str(one["pod"]) if one.get("pod") else None,
-                pid=int(one["pid"]),
-            )
-            for one in self._fabric.call("status")["processes"]
-            if one["role"] in PROXY_ROLES and one.get("pid")
-        ]
+        return proxies_among(self._fabric.call("status")["processes"])
 
     def load(self, arguments: Sequence[str]) -> ChildTalker:
         """Start the generator in the client's pod."""

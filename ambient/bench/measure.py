@@ -29,13 +29,23 @@ SLACK_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proxy:
-    """One proxy process of the mesh, by host PID."""
+    """One proxy of the mesh, by host PID.
+
+    Attributes:
+        beside: Further processes of the same proxy, such as the zygote of a ztunnel; it costs what all cost.
+    """
 
     name: str
     role: str
     node: str
     pod: str | None
     pid: int
+    beside: tuple[int, ...] = ()
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """All its processes."""
+        return (self.pid, *self.beside)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +167,7 @@ def _measured_span(
     result = load.expect("result", options.per_round + SLACK_SECONDS)
     after = _clocks(proxies)
     stable = after.keys() == before.keys() and _of_mode(mesh, turn) == proxies
-    costs = [_cost(one, before[one.pid], after[one.pid]) for one in proxies if one.pid in after]
+    costs = [_cost(one, before, after) for one in proxies if after.keys() >= set(one.pids)]
     return result, tuple(one for one in costs if one is not None), stable
 
 
@@ -168,20 +178,22 @@ def _of_mode(mesh: MeshPort, turn: Turn) -> list[Proxy]:
 
 def _clocks(proxies: Sequence[Proxy]) -> dict[int, int]:
     found = {}
-    for one in proxies:
+    for pid in (pid for one in proxies for pid in one.pids):
         try:
-            found[one.pid] = accounting.cpu_ns(one.pid)
+            found[pid] = accounting.cpu_ns(pid)
         except ProcessLookupError:
             continue  # It has ended: the round is not stable, and says so.
     return found
 
 
-def _cost(one: Proxy, before: int, after: int) -> ProxyCost | None:
+def _cost(one: Proxy, before: Mapping[int, int], after: Mapping[int, int]) -> ProxyCost | None:
     try:
-        memory, threads = accounting.memory(one.pid), accounting.threads(one.pid)
+        memory = accounting.total(accounting.memory(pid) for pid in one.pids)
+        threads = sum(accounting.threads(pid) for pid in one.pids)
     except OSError:
         return None
-    return ProxyCost(proxy=one, cpu_seconds=(after - before) / 1e9, memory=memory, threads=threads)
+    spent = sum(after[pid] - before[pid] for pid in one.pids)
+    return ProxyCost(proxy=one, cpu_seconds=spent / 1e9, memory=memory, threads=threads)
 
 
 def _stop(capture: Talker | None) -> dict[str, Any] | None:

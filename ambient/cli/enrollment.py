@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import click
@@ -15,8 +17,17 @@ from ambient.wire.admin import CallFailed, ExitCode
 HEADERS = ("NAMESPACE", "POD", "NODE", "ENROLLED", "RESTARTS", "KEPT", "MS", "REASON")
 # Connections shown for each pod in text; JSON has a hundred.
 SHOWN = 5
+# Targets that are no pods of ours.
+GUEST_KINDS = ("pid", "netns")
+# Where ip(8) keeps network namespaces by name.
+NAMED_NETNS = "/run/netns"
 _WAIT = click.option("--wait/--no-wait", default=True, help="Return when every pod is done (default).")
 _DRY_RUN = click.option("--dry-run", is_flag=True, help="Say what would change, change nothing.")
+_NAME = click.option("--name", default="", help="Of a pid/ or netns/: the name of its workload.")
+_ACCOUNT = click.option(
+    "--service-account", default="default", help="Of a pid/ or netns/: whose identity it gets."
+)
+_NODE = click.option("--node", default="", help="Of a pid/ or netns/: whose ztunnel serves it.")
 _EXISTING = click.option(
     "--existing",
     type=click.Choice(["keep", "reset"]),
@@ -32,10 +43,43 @@ _EXISTING = click.option(
 @_EXISTING
 @_DRY_RUN
 @_WAIT
+@_NAME
+@_ACCOUNT
+@_NODE
 @pass_session
-def enroll(session: Session, /, targets: tuple[str, ...], mode: str, **options: Any) -> int:
-    """Take the pods of TARGETS (namespace/NS, pod/NAME) into the mesh while they run."""
-    return _switch(session, targets, mode, options)
+def enroll(
+    session: Session,
+    /,
+    targets: tuple[str, ...],
+    mode: str,
+    name: str,
+    service_account: str,
+    node: str,
+    **options: Any,
+) -> int:
+    """Take the pods of TARGETS into the mesh while they run.
+
+    TARGETS are namespace/NS, pod/NAME, or what no mesh started: pid/PID and netns/PATH (such as
+    netns//run/netns/web, or netns/web), which become workloads of the namespace -n.
+    """
+    guests = [text for text in targets if text.partition("/")[0] in GUEST_KINDS]
+    if mode == "none":
+        return _release(session, targets, options)
+    if name and len(guests) != 1:
+        raise click.UsageError("--name is for one pid/ or netns/")
+    if guests and mode == "sidecar":
+        raise click.UsageError("a sidecar needs a restart: pid/ and netns/ can be in mode ambient only")
+    if guests and options["dry_run"]:
+        raise click.UsageError("--dry-run knows pods only: a pid/ or netns/ is no pod before it is enrolled")
+    # What is mistyped is said before anything is asked of the mesh.
+    targets_of(session, [text for text in targets if text not in guests])
+    described = {"name": name, "service_account": service_account, "node": node}
+    with ExitStack() as back:
+        known = [_adopted(session, text, described, back) if text in guests else text for text in targets]
+        code = _switch(session, targets, known, mode, options)
+        if code == 0:
+            back.pop_all()
+    return code
 
 
 @click.command(cls=DeskCommand)
@@ -46,7 +90,83 @@ def enroll(session: Session, /, targets: tuple[str, ...], mode: str, **options: 
 @pass_session
 def unenroll(session: Session, /, targets: tuple[str, ...], **options: Any) -> int:
     """Release the pods of TARGETS; what their proxied connections carry goes on until it ends."""
-    return _switch(session, targets, "none", {**options, "engine": "ambient"})
+    return _release(session, targets, {**options, "engine": "ambient"})
+
+
+def _release(session: Session, targets: tuple[str, ...], options: Mapping[str, Any]) -> int:
+    known: list[str | dict[str, str]] = []
+    leaving: list[dict[str, str]] = []
+    for text in targets:
+        if text.partition("/")[0] in GUEST_KINDS:
+            leaving.append(_guest_named(session, text))
+            known.append(leaving[-1])
+        else:
+            known.append(text)
+    code = _switch(session, targets, known, "none", options)
+    if code == 0 and not options["dry_run"]:
+        for target in leaving:
+            _dismiss(session, target)
+    return code
+
+
+def _adopted(session: Session, text: str, described: Mapping[str, str], back: ExitStack) -> dict[str, str]:
+    """Have the mesh take in a namespace as a pod; on the way back it is forgotten again."""
+    pid, path = where_is(text)
+    values = {"pid": pid, "path": path, "namespace": session.ns, **described}
+    with (
+        _opened(f"/proc/{pid}/ns/net" if pid else path, text) as netns,
+        _opened("/", "/") as root,
+        session.fabric() as fabric,
+    ):
+        if os.path.samestat(os.fstat(netns), os.stat("/proc/self/ns/net")):
+            raise ConfigError(f"{text}: it is in your own network namespace: its traffic is the machine's")
+        found = fabric.call_with((netns, root), "adopt", values)
+    target = {"kind": "pod", "namespace": found["namespace"], "name": found["name"]}
+    back.callback(_dismiss, session, target)
+    return target
+
+
+def _guest_named(session: Session, text: str) -> dict[str, str]:
+    pid, path = where_is(text)
+    with _opened(f"/proc/{pid}/ns/net" if pid else path, text) as netns, session.fabric() as fabric:
+        found = fabric.call_with((netns,), "find_guest", {})
+    return {"kind": "pod", "namespace": found["namespace"], "name": found["name"]}
+
+
+def _dismiss(session: Session, target: Mapping[str, str]) -> None:
+    with session.fabric() as fabric:
+        fabric.call("dismiss", namespace=target["namespace"], name=target["name"])
+
+
+def where_is(text: str) -> tuple[int, str]:
+    """Read ``pid/PID`` (PID, "") or ``netns/PATH`` (0, absolute path).
+
+    Raises:
+        UsageError: neither.
+    """
+    kind, _, rest = text.partition("/")
+    if kind == "pid":
+        if not rest.isascii() or not rest.isdigit() or not int(rest):
+            raise click.UsageError(f"not pid/PID such as pid/4711: {text!r}")
+        return int(rest), ""
+    if not rest:
+        raise click.UsageError(f"not netns/PATH such as netns//run/netns/web: {text!r}")
+    # A bare name is one of "ip netns".
+    return 0, rest if rest.startswith("/") else f"{NAMED_NETNS}/{rest}"
+
+
+@contextmanager
+def _opened(path: str, text: str) -> Iterator[int]:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise ConfigError(f"{text}: no such {'process' if text.startswith('pid/') else 'file'}") from None
+    except OSError as exc:
+        raise ConfigError(f"{text}: {exc.strerror}") from exc
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def targets_of(session: Session, texts: Sequence[str]) -> list[dict[str, str]]:
@@ -69,11 +189,21 @@ def _target(session: Session, text: str) -> dict[str, str]:
         case "Pod":
             return {"kind": "pod", "namespace": session.ns, "name": name}
         case _:
-            raise ConfigError(f"cannot enroll {text!r}; give namespace/NS or pod/NAME")
+            raise ConfigError(f"cannot enroll {text!r}; give namespace/NS, pod/NAME, pid/PID or netns/PATH")
 
 
-def _switch(session: Session, texts: Sequence[str], mode: str, options: Mapping[str, Any]) -> int:
-    targets = targets_of(session, texts)
+def _switch(
+    session: Session,
+    texts: Sequence[str],
+    known: Sequence[str | dict[str, str]],
+    mode: str,
+    options: Mapping[str, Any],
+) -> int:
+    targets = [
+        target
+        for each in known
+        for target in (targets_of(session, [each]) if isinstance(each, str) else [each])
+    ]
     with session.control() as control:
         stream = control.stream("enroll", targets=targets, mode=mode, timeout=session.timeout, **options)
         result = _follow(session, stream)

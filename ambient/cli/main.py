@@ -31,6 +31,7 @@ COMMANDS = {
     "get": ("get", "get", "List objects: pods, services, namespaces, workloads, ..."),
     "enroll": ("enrollment", "enroll", "Take running pods into the mesh, without a restart."),
     "unenroll": ("enrollment", "unenroll", "Release pods from the mesh, without a restart."),
+    "redirect": ("redirection", "redirect", "Show the rules that capture a pod, and what is in force."),
     "exec": ("execute", "exec_", "Run a command inside a pod's network."),
     "logs": ("observe", "logs", "Print the log of a pod or a component."),
     "waypoint": ("waypoints", "waypoint", "Manage waypoints: apply, generate, list, status, delete."),
@@ -45,6 +46,8 @@ COMMANDS = {
     "completion": ("about", "completion", "Print the completion script of a shell."),
     "version": ("about", "version", "Print the version."),
 }
+# What people who know istioctl type.
+ALIASES = {"ztunnel-config": "ztunnel", "zc": "ztunnel"}
 
 
 class Root(DeskGroup):
@@ -56,9 +59,10 @@ class Root(DeskGroup):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import and return one command."""
-        if cmd_name not in COMMANDS:
+        name = ALIASES.get(cmd_name, cmd_name)
+        if name not in COMMANDS:
             return None
-        module, attribute, _help = COMMANDS[cmd_name]
+        module, attribute, _help = COMMANDS[name]
         found: click.Command = getattr(importlib.import_module(f"ambient.cli.{module}"), attribute)
         return found
 

@@ -9,6 +9,7 @@ from typing import Any
 from ambient.control.enrollment_plan import immovable
 from ambient.control.pods import Pod
 from ambient.control.store_plan import Store
+from ambient.model.enrollment import Mode
 from ambient.model.network_policy import blocks
 from ambient.model.podspec import DEFAULT_SERVICE_ACCOUNT
 
@@ -39,7 +40,7 @@ def findings(pod: Pod, store: Store, survey: Mapping[str, Any] | None) -> tuple[
     Args:
         survey: Its agent's answer; None if it gave none.
     """
-    if reason := immovable(pod):
+    if reason := immovable(pod, Mode.AMBIENT):
         return (Finding(blocks=True, reason=reason, hint=""),)
     return (*_on_the_node(pod, survey), *_service_account(pod, store), *_network_policies(pod, store))
 

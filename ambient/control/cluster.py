@@ -67,6 +67,8 @@ class Cluster:
         self.engines: dict[str, str] = {}
         self.pod_labels: dict[tuple[str, str], dict[str, str | None]] = {}
         self.book = AddressBook()
+        self._guests: dict[Key, Wanted] = {}
+        self._dismissed: set[Key] = set()
         self._pods: dict[str, Pod] = {}
         self._by_key: dict[Key, Pod] = {}
         self._generations: dict[tuple[str, str], int] = {}
@@ -142,10 +144,53 @@ class Cluster:
     def _take_status(self, uid: str, status: Status) -> None:
         pod = self._pods.get(uid)
         if pod is not None and pod.status != status:
-            if pod.capture.phase is Phase.FAILED and pod.status.pid != status.pid:
+            anew = (pod.status.pid, pod.status.netns) != (status.pid, status.netns)
+            if pod.capture.phase is Phase.FAILED and anew:
                 pod.capture = Capture()  # What stood in the way may have ended with the old process.
             pod.status = status
             self._dirty = True
+
+    def welcome(self, wanted: Wanted) -> Pod:
+        """Take in the guest that *wanted* describes, as a pod that is not in the mesh yet.
+
+        Asked again for the same one, nothing changes, but that it is not to leave any more.
+
+        Raises:
+            ConfigError: its name or one of its addresses is another's, or its namespace or node is not there.
+        """
+        key, guest = (wanted.namespace, wanted.name), wanted.guest
+        assert guest is not None
+        known = self._guests.get(key)
+        if known is not None and known.guest is not None and known.guest.status.netns == guest.status.netns:
+            self._dismissed.discard(key)
+            return self._by_key[key]
+        if self.store.get("Namespace", "", wanted.namespace) is None:
+            raise ConfigError(f"namespace {wanted.namespace!r} does not exist; see: ambient get namespaces")
+        if guest.node not in self.nodes:
+            raise ConfigError(f"no node {guest.node!r}: the nodes are {', '.join(self.nodes)}")
+        if self.pod(*key) is not None or any((each.namespace, each.name) == key for each in self._wanted):
+            raise ConfigError(f"there is a pod {wanted.namespace}/{wanted.name} already; give another --name")
+        for pod in self._pods.values():
+            if taken := set(pod.addresses) & set(guest.addresses):
+                raise ConfigError(f"{min(taken)} is the address of pod {pod.namespace}/{pod.name} already")
+        self._guests[key] = wanted
+        self._dismissed.discard(key)
+        self.changed()
+        return self._by_key[key]
+
+    def dismiss(self, key: Key, *, vanished: bool) -> None:
+        """Forget a guest: at once if it has *vanished*, else when it has left the mesh.
+
+        Raises:
+            ConfigError: there is no such guest.
+        """
+        if key not in self._guests:
+            raise ConfigError(f"{key[0]}/{key[1]} is no guest of this mesh")
+        if vanished:
+            del self._guests[key]
+        else:
+            self._dismissed.add(key)
+        self.changed()
 
     def changed(self) -> None:
         """Something that the registry depends on changed."""
@@ -238,11 +283,14 @@ class Cluster:
         # Unbounded: the only reader is the supervisor that started us, and pods are few.
         send, receive = trio.open_memory_channel[dict[str, Any]](math.inf)
         for pod in self.pods():
-            send.send_nowait({"type": "add", "pod": pod_event(pod)})
+            if not pod.guest:
+                send.send_nowait({"type": "add", "pod": pod_event(pod)})
         self._watchers.append(send)
         return receive
 
     def _tell(self, kind: str, pod: Pod) -> None:
+        if pod.guest:
+            return  # Nobody here runs it.
         for watcher in list(self._watchers):
             try:
                 watcher.send_nowait({"type": kind, "pod": pod_event(pod)})
@@ -256,11 +304,20 @@ class Cluster:
             return False
         if self._planned is not self.store:
             self._planned, self._wanted = self.store, wanted_pods(self.store)
-        wanted = {(each.namespace, each.name): each for each in self._wanted}
+        self._forget_dismissed()
+        wanted = self._guests | {(each.namespace, each.name): each for each in self._wanted}
         moved = [self._remove_ended(pod, wanted) for pod in list(self._pods.values()) if pod.ending]
         moved += [self._end(pod) for pod in self._outdated(wanted)]
         moved += [self._add(each) for key, each in wanted.items() if key not in self._by_key]
         return any(moved)
+
+    def _forget_dismissed(self) -> None:
+        """Let dismissed guests go whose last proxied connection has ended."""
+        for key in tuple(self._dismissed):
+            pod = self._by_key.get(key)
+            if pod is None or (pod.capture.phase in (Phase.OUT, Phase.FAILED) and not pod.capture.draining):
+                self._dismissed.discard(key)
+                self._guests.pop(key, None)
 
     def _outdated(self, wanted: Mapping[Key, Wanted]) -> Iterator[Pod]:
         """Pods that nobody wants, or wants otherwise; never so many that an owner has too few ready ones."""
@@ -318,7 +375,9 @@ class Cluster:
             engine=wanted.engine or self.engines.get(wanted.namespace, "ambient"),
             labels=self._labels(key, wanted.spec.labels),
         )
-        pod.mode = Mode.SIDECAR if self.desired(pod) is Mode.SIDECAR else Mode.NONE
+        if wanted.guest is not None:
+            pod.guest, pod.status = True, wanted.guest.status
+        pod.mode = Mode.SIDECAR if self.desired(pod) is Mode.SIDECAR and not pod.guest else Mode.NONE
         self._pods[pod.uid] = self._by_key[key] = pod
         self._dirty = True
         self._tell("add", pod)
@@ -326,15 +385,21 @@ class Cluster:
 
     def _fits(self, wanted: Wanted) -> bool:
         """Whether there is room now; ``apply`` sees to it that there will be once old pods have ended."""
-        return wanted.spec.host_network or any(map(self.book.has_room, self.nodes))
+        if wanted.spec.host_network or wanted.guest is not None:
+            return True
+        return any(map(self.book.has_room, self.nodes))
 
     def _place(self, wanted: Wanted) -> str:
+        if wanted.guest is not None:
+            return wanted.guest.node
         placed = [Placed(pod.node, f"{pod.namespace}/{pod.owner}") for pod in self._pods.values()]
         owner = f"{wanted.namespace}/{wanted.owner}"
         nodes = [name for name in self.nodes if wanted.spec.host_network or self.book.has_room(name)]
         return choose_node(nodes, placed, owner=owner, preferred=wanted.spec.nodes)
 
     def _addresses(self, wanted: Wanted, node: str, before: Pod | None) -> tuple[str, ...]:
+        if wanted.guest is not None:
+            return wanted.guest.addresses
         if before is not None and before.spec.host_network == wanted.spec.host_network:
             return before.addresses
         if before is not None:
@@ -416,6 +481,7 @@ def _node_pod(pod: Pod) -> NodePod:
         netns=pod.status.netns,
         mode="ambient" if pod.capture.captured else "none",
         existing=pod.existing,
-        dns_capture=dns_capture(pod.spec.annotations),
+        # A guest asks name servers of its own, which know what ours does not.
+        dns_capture=dns_capture(pod.spec.annotations) and not pod.guest,
         exclusions=exclusions_of(pod.spec.annotations),
     )

@@ -112,7 +112,7 @@ def _plan(
     for pod in pods:
         if pod.key not in mine and (pod.namespace not in spaces or pod.role is Role.WAYPOINT):
             continue
-        if (reason := immovable(pod)) and request.mode is not Mode.NONE:
+        if (reason := immovable(pod, request.mode)) and request.mode is not Mode.NONE:
             skipped[pod.uid] = reason
             continue
         labels = _merged(pod.labels, mine.get(pod.key, {}))
@@ -189,13 +189,15 @@ def _chosen(target: Target, pods: Iterable[Pod], mode: Mode) -> Pod:
         raise _refusal(
             f"pod {target.name!r} does not exist {where}; see: ambient get pods -n {target.namespace}"
         )
-    if mode is not Mode.NONE and (reason := immovable(pod)):
+    if mode is not Mode.NONE and (reason := immovable(pod, mode)):
         raise _refusal(f"pod {target.name!r} cannot be enrolled: {reason}")
     return pod
 
 
-def immovable(pod: Pod) -> str:
-    """Why no mesh mode is possible for *pod*; "" if one is."""
+def immovable(pod: Pod, mode: Mode) -> str:
+    """Why *mode* is not possible for *pod*; "" if it is."""
+    if pod.guest and mode is Mode.SIDECAR:
+        return "somebody else runs it: a sidecar needs a restart, and that is not ours to do"
     if pod.role is Role.WAYPOINT:
         return "the pod is a waypoint: it speaks HBONE itself"
     if pod.spec.host_network:

@@ -15,10 +15,12 @@ import trio
 from ambient.control.cluster import Cluster
 from ambient.control.distribution import Peer
 from ambient.control.params import take, take_one_of
-from ambient.control.pods import Status
+from ambient.control.pods import Guest, Status
+from ambient.control.pods_plan import Wanted
 from ambient.engine.rpc import Call, Method
 from ambient.errors import ConfigError
 from ambient.model.addressing import LOOPBACK, NETNS
+from ambient.model.podspec import Container, PodSpec
 
 log = logging.getLogger("ambient.control.fabric")
 
@@ -43,6 +45,8 @@ class FabricLink:
             "nodes": self.nodes,
             "watch_pods": self.watch_pods,
             "pod_status": self.pod_status,
+            "welcome": self.welcome,
+            "dismiss": self.dismiss,
         }
 
     async def attach(self, call: Call) -> dict[str, Any]:
@@ -76,6 +80,38 @@ class FabricLink:
         """Where a pod stands."""
         self._cluster.set_status(take(call.params, "uid", str), status_of(call.params))
         return {}
+
+    async def welcome(self, call: Call) -> dict[str, Any]:
+        """A namespace that somebody else made is to count as a pod; answers its uid."""
+        return {"uid": self._cluster.welcome(guest_of(call.params)).uid}
+
+    async def dismiss(self, call: Call) -> dict[str, Any]:
+        """That one has gone, or is to be forgotten when it has left the mesh."""
+        key = (take(call.params, "namespace", str), take(call.params, "name", str))
+        self._cluster.dismiss(key, vanished=take(call.params, "vanished", bool))
+        return {}
+
+
+def guest_of(params: Mapping[str, Any]) -> Wanted:
+    """Read the description of a guest.
+
+    Raises:
+        ConfigError: a field is missing or of the wrong type.
+    """
+    name = take(params, "name", str)
+    spec = PodSpec(
+        containers=(Container(name=take(params, "container", str, name)),),
+        service_account=take(params, "service_account", str),
+        labels={"app": name},
+    )
+    addresses = tuple(map(str, take(params, "addresses", list)))
+    return Wanted(
+        namespace=take(params, "namespace", str),
+        name=name,
+        owner=f"Pod/{name}",
+        spec=spec,
+        guest=Guest(node=take(params, "node", str), addresses=addresses, status=status_of(params)),
+    )
 
 
 def status_of(params: Mapping[str, Any]) -> Status:

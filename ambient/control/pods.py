@@ -41,6 +41,15 @@ class Status:
     containers: tuple[Mapping[str, Any], ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guest:
+    """A network namespace that somebody else made and that counts as a pod: where it is, and what it has."""
+
+    node: str
+    addresses: tuple[str, ...]
+    status: Status
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Pod:
     """One pod, until it is removed. A restart makes another one with the same name and addresses.
@@ -51,6 +60,7 @@ class Pod:
         engine: Whose sidecar or waypoint, ``"ambient"`` or ``"envoy"``.
         labels: Its own, with what ``enroll pod/...`` wrote over them.
         existing: What enrollment does to older connections: ``"keep"`` or ``"reset"``.
+        guest: Whether somebody else made and runs it: it can be captured, but not started anew.
         ending: No service sends to it any more.
         leaving_version: The registry version that said so, 0 until it is published; the pod is removed
             when every daemon has applied it.
@@ -68,6 +78,7 @@ class Pod:
     engine: str = "ambient"
     labels: dict[str, str] = field(default_factory=dict)
     existing: str = "keep"
+    guest: bool = False
     status: Status = field(default_factory=Status)
     capture: Capture = field(default_factory=Capture)
     ending: bool = False

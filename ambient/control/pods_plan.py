@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ambient.control.names_plan import replica_names, template_hash
-from ambient.control.pods import Role
+from ambient.control.pods import Guest, Role
 from ambient.control.store_plan import Store
 from ambient.control.waypoints_plan import GATEWAY_NAME, is_waypoint
 from ambient.model.enrollment import DATAPLANE_MODE
@@ -22,6 +22,7 @@ class Wanted:
 
     Attributes:
         owner: ``kind/name`` of what it belongs to.
+        guest: Where it is already, if somebody else made it.
     """
 
     namespace: str
@@ -30,6 +31,7 @@ class Wanted:
     spec: PodSpec
     role: Role = Role.APP
     engine: str = ""
+    guest: Guest | None = None
 
 
 def wanted_pods(store: Store) -> tuple[Wanted, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -69,7 +69,11 @@ class BlockingAdminClient:
             CallFailed: the daemon refused, or the time is over (exit code 124).
             Unavailable: the daemon went away.
         """
-        stream = self.stream(method, **params)
+        return self.call_with((), method, params)
+
+    def call_with(self, fds: Sequence[int], method: str, params: Mapping[str, Any]) -> Any:
+        """The same as ``call``, with descriptors beside it; they stay the caller's to close."""
+        stream = self._stream(fds, method, params)
         while True:
             try:
                 next(stream)
@@ -78,9 +82,14 @@ class BlockingAdminClient:
 
     def stream(self, method: str, **params: Any) -> Generator[Any, None, Any]:
         """Yield the events of *method*; the generator's return value is the result."""
+        return self._stream((), method, params)
+
+    def _stream(
+        self, fds: Sequence[int], method: str, params: Mapping[str, Any]
+    ) -> Generator[Any, None, Any]:
         deadline = None if self.timeout is None else time.monotonic() + self.timeout
-        number, data = self._end.call(method, params)
-        self._send(data)
+        number, data = self._end.call(method, params, len(fds))
+        self._send(data, fds)
         while True:
             answer = self._next_answer(method, deadline)
             if answer.id != number:
@@ -93,9 +102,10 @@ class BlockingAdminClient:
                 case ErrorSent(code=code, message=message):
                     raise CallFailed(code, message)
 
-    def _send(self, data: bytes) -> None:
+    def _send(self, data: bytes, fds: Sequence[int]) -> None:
         try:
-            self._socket.sendall(data)
+            sent = socket.send_fds(self._socket, [data], list(fds)) if fds else 0
+            self._socket.sendall(data[sent:])
         except OSError as exc:
             raise Unavailable(f"the mesh went away: {exc.strerror or exc}") from exc
 

@@ -25,15 +25,20 @@ SOL_NETLINK = 270
 NETLINK_ADD_MEMBERSHIP = 1
 # Events are counted, not read: a full buffer says as much as an empty one. The kernel's least is 2 KiB.
 EVENT_BUFFER_BYTES = 4096
-ANSWER_BYTES = 4096
+# An answer has some 130; news may be longer, and are cut off: nobody reads them. Small is fast.
+ANSWER_BYTES = 256
 # A question whose answer found no room is asked again this often; picked, not measured.
 ATTEMPTS = 5
 # Far from what others use on our sockets: tells our answer from the news of somebody's change.
 _SEQUENCE = 0x0A77E57
 _HEADER = struct.Struct("=IHHII")
+# What tells the answer from news, which may be cut off; it comes alone.
+_KIND_AND_SEQUENCE = slice(4, 12)
+_ANSWER = _HEADER.pack(0, nft_generation.NFT_MSG_NEWGEN, 0, _SEQUENCE, 0)[_KIND_AND_SEQUENCE]
 # The first attribute of the answer, behind netlink's and netfilter's headers: NFTA_GEN_ID.
 _GENERATION = slice(_HEADER.size + 8, _HEADER.size + 12)
 # Where uid and inode stand behind the header of an inet_diag answer, and the cookie in its name.
+_STATE = _HEADER.size + 1
 _COOKIE = slice(_HEADER.size + 4 + 40, _HEADER.size + 4 + 48)
 _INODE = slice(_HEADER.size + 4 + 48 + 16, _HEADER.size + 4 + 48 + 20)
 
@@ -63,6 +68,7 @@ class NetnsWatch:
             self.close()
             raise
         self._ask = netlink.encode_all([nft_generation.ask_generation()], _SEQUENCE)
+        self._family = 0
         # Dual-stack listeners are found as IPv6 ones; a kernel without IPv6 has only the others.
         self._find = tuple(
             netlink.encode_all([netlink_diag.find_listener(family, port) for port in self.ports], _SEQUENCE)
@@ -73,6 +79,20 @@ class NetnsWatch:
         """Close the sockets; twice is fine."""
         for each in self._sockets:
             each.close()
+
+    def fingerprint(self) -> bytes:
+        """The generation and the listeners in one: equal bytes mean that nothing moved.
+
+        Raises:
+            OSError: the kernel does not answer.
+        """
+        parts = [self.generation().to_bytes(4, "big")]
+        ask, receive = self._find[self._family], self._diag.recv
+        self._diag.send(ask)
+        for _ in self.ports:
+            answer = receive(ANSWER_BYTES)
+            parts += (answer[_COOKIE], answer[_INODE])
+        return b"".join(parts)
 
     def event_fds(self) -> tuple[int, int]:
         """What becomes readable when rules or routing change."""
@@ -89,7 +109,7 @@ class NetnsWatch:
             try:
                 while True:
                     data = _receive(self._rules)
-                    if data and _is_answer(data):
+                    if data[_KIND_AND_SEQUENCE] == _ANSWER:
                         return int.from_bytes(data[_GENERATION], "big")
             except BlockingIOError:
                 continue  # News filled the buffer, and there was no room for the answer; now there is.
@@ -108,13 +128,14 @@ class NetnsWatch:
     def listeners(self) -> Holders:
         """Who listens on the ports, on every address; a port without a listener is not in it."""
         found: Holders = {}
-        for question in self._find:
+        for index, question in enumerate(self._find):
             self._diag.send(question)
             for port in self.ports:
                 answer = self._diag.recv(ANSWER_BYTES)
                 if _kind(answer) == netlink_diag.SOCK_DIAG_BY_FAMILY:
                     found.setdefault(port, (int.from_bytes(answer[_INODE], sys.byteorder), answer[_COOKIE]))
             if len(found) == len(self.ports):
+                self._family = index
                 break
         return found
 
@@ -125,7 +146,8 @@ class NetnsWatch:
     def _is_there(self, known: TcpSocket) -> bool:
         self._diag.send(netlink.encode_all([netlink_diag.find(known)], _SEQUENCE))
         answer = self._diag.recv(ANSWER_BYTES)
-        return _kind(answer) == netlink_diag.SOCK_DIAG_BY_FAMILY
+        found = _kind(answer) == netlink_diag.SOCK_DIAG_BY_FAMILY
+        return found and answer[_STATE] in netlink_diag.CARRYING
 
     def _open(self, netns: int, protocol: int, groups: Sequence[int]) -> socket.socket:
         kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
@@ -152,9 +174,3 @@ def _receive(sock: socket.socket) -> bytes:
 def _kind(answer: bytes) -> int:
     kind: int = _HEADER.unpack_from(answer)[1]
     return kind
-
-
-def _is_answer(data: bytes) -> bool:
-    """Whether it answers us; the answer comes alone, and news may be cut off."""
-    _, kind, _, sequence, _ = _HEADER.unpack_from(data)
-    return bool(kind == nft_generation.NFT_MSG_NEWGEN and sequence == _SEQUENCE)

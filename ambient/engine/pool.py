@@ -203,13 +203,15 @@ class TunnelPool:
             return
         if tunnel.wire.closing:
             self._obey(self._plan.retire(connection))
-        else:
+        elif tunnel.wire.settled:
             self._obey(self._plan.limited(connection, tunnel.wire.peer_max_streams))
 
     def _gone(self, connection: int, exc: Exception | None) -> None:
         self._tunnels.pop(connection, None)
         self._returns.pop(connection, None)
+        self._errors[connection] = exc or TunnelLost("the peer closed the connection")
         self._obey(self._plan.gone(connection))
+        del self._errors[connection]
 
     def _later(self, request: _Request, exc: Exception) -> None:
         self._reactor.call_soon(partial(request.on_opened, exc), _recorded)

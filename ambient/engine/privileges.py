@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import os
 
-CAP_NET_ADMIN, CAP_SYS_ADMIN = 12, 21
+CAP_NET_ADMIN, CAP_NET_RAW, CAP_SYS_ADMIN = 12, 13, 21
 # Entering pods' network namespaces (setns), and in them marked and transparent sockets, rules and routes.
 NODE_DAEMON = frozenset({CAP_NET_ADMIN, CAP_SYS_ADMIN})
 # Marked and transparent sockets in its own pod.

@@ -21,6 +21,7 @@ from time import monotonic
 from typing import Protocol, TypeAlias
 
 from ambient.engine.headroom import Headroom
+from ambient.engine.revocations import Revocations
 from ambient.model.limits import Limits
 from ambient.wire.hbone_budget import WindowBudget
 
@@ -111,11 +112,12 @@ class Reactor:
     Attributes:
         read_buffer: ``READ_BYTES`` shared by all connections; what is in it lasts until the callback
             that read it returns.
-        plain_buffer: The same for what TLS decrypts.
+        plain_buffer: The same for what TLS decrypts, with room for a record that an earlier read began.
         frame_buffer: The same for what is framed in place, with room for a frame header in front;
             ``frame_payload`` is it without that room, ``frame_slots`` are its TLS records, each less the
             room for its own frame header.
         limits: What is configured for the process's tunnels; set before the first of them.
+        revocations: Whose certificates count no more; None: nobody keeps a list.
         windows: What all tunnels of the process may be made to hold beyond their first windows.
         headroom: What is left of descriptors and memory; without limits until somebody sets them.
         on_failure: Told of every exception that ended one connection; the daemon logs it.
@@ -133,7 +135,7 @@ class Reactor:
         self._batches = 0
         self._failures = 0
         self.read_buffer = memoryview(bytearray(READ_BYTES))
-        self.plain_buffer = memoryview(bytearray(READ_BYTES))
+        self.plain_buffer = memoryview(bytearray(READ_BYTES + 2 * SLOT_BYTES))
         self.frame_buffer = memoryview(bytearray(READ_BYTES + SLOT_HEADROOM))
         self.frame_payload = self.frame_buffer[SLOT_HEADROOM:]
         self.frame_slots = [
@@ -141,6 +143,7 @@ class Reactor:
             for start in range(0, READ_BYTES, SLOT_BYTES)
         ]
         self.limits = Limits()
+        self.revocations: Revocations | None = None
         self.windows = WindowBudget()
         self.headroom = Headroom()
         self.failures: deque[Exception] = deque(maxlen=KEPT_FAILURES)

@@ -34,6 +34,8 @@ GATHER_BYTES = 4 * 1024
 MAX_BARREN_BYTES = 4 * (RECORD_BYTES + 256)
 # What OpenSSL asks of keys and signatures, whatever its builder's default: 112 bits, no SHA-1, no RSA-1024.
 SECURITY_LEVEL = "DEFAULT@SECLEVEL=2"
+# Encrypted bytes that are sent at once and not at the end of the batch: while the cache still has them.
+SEND_BYTES = 256 * 1024
 # Encrypted bytes that wait for the socket before ``writable`` turns False.
 TLS_HIGH_BYTES = 1024 * 1024
 # A handshake's incoming bytes: the largest chain we would look at. OpenSSL's own bound is 100 KiB.
@@ -57,8 +59,8 @@ class TlsError(AmbientError):
 
     Args:
         reason: A stable word for records: ``not_tls``, ``no_certificate``, ``bad_certificate``,
-            ``no_svid``, ``multiple_svids``, ``foreign_trust_domain``, ``wrong_identity``, ``no_alpn``,
-            ``deadline``, ``closed``, ``flood`` or ``protocol``.
+            ``revoked``, ``no_svid``, ``multiple_svids``, ``foreign_trust_domain``, ``wrong_identity``,
+            ``no_alpn``, ``deadline``, ``closed``, ``flood`` or ``protocol``.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -98,10 +100,11 @@ class TlsContext:
         ConfigError: OpenSSL does not take the chain or the key (which is not shown).
     """
 
-    __slots__ = ("_context", "alpn", "identity", "server")
+    __slots__ = ("_context", "alpn", "identity", "roots", "server")
 
     def __init__(self, svid: Svid, *, server: bool, alpn: tuple[str, ...] = ALPN_HBONE) -> None:
         self.identity = svid.identity
+        self.roots = svid.roots
         self.server = server
         self.alpn = alpn
         self._context = context = ssl.SSLContext(
@@ -240,7 +243,7 @@ class TlsChannel(SocketChannel):
             self._encrypt(data)
         if not self._dirty:
             self._mark_dirty()
-        if self._outgoing.pending > TLS_HIGH_BYTES:
+        if self._outgoing.pending >= SEND_BYTES:
             if not self._mask & OUT:
                 self._write_out()
             self._full = self._backlog() > TLS_HIGH_BYTES
@@ -281,6 +284,8 @@ class TlsChannel(SocketChannel):
 
     def _decrypt(self) -> None:
         """Decrypt and deliver all that came, unless the receiver stops us."""
+        if self._paused or self._sock is None:
+            return
         plain = self._reactor.plain_buffer
         room = len(plain)
         read = self._read
@@ -289,7 +294,7 @@ class TlsChannel(SocketChannel):
         ended = False
         try:
             # Once nothing is pending a further read could only raise SSLWantReadError, which is dear.
-            while incoming.pending and self._sock is not None and not self._paused:
+            while incoming.pending:
                 size = read(room - filled, plain[filled:] if filled else plain)
                 if not size:
                     ended = True
@@ -298,15 +303,21 @@ class TlsChannel(SocketChannel):
                 if room - filled < RECORD_BYTES:
                     self._deliver(plain[:filled])
                     filled = 0
+                    if self._paused or self._sock is None:
+                        break
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLZeroReturnError:
             ended = True
         except ssl.SSLError as exc:
+            # OpenSSL encrypts nothing after its own alert: whoever is told of the last bytes cannot answer.
+            self._eof_wanted = True
+            self._gathered.clear()
             self._deliver(plain[:filled])
             self._broken(exc)
             return
-        self._deliver(plain[:filled])
+        if filled:
+            self._deliver(plain[:filled])
         if self._outgoing.pending:
             self._mark_dirty()  # OpenSSL answered something of its own, such as a KeyUpdate.
         if ended and self._sock is not None and not self._eof_in:
@@ -503,7 +514,11 @@ class _Handshake:
             if self._tls.selected_alpn_protocol() not in context.alpn:
                 raise TlsError("no_alpn", f"the peer speaks none of {', '.join(context.alpn)}")
             peer = verify_peer(self._tls.getpeercert(), context.identity, self._expected)
-            verify_leaf(self._tls.getpeercert(binary_form=True) or b"", client=context.server)
+            leaf = self._tls.getpeercert(binary_form=True) or b""
+            verify_leaf(leaf, client=context.server)
+            lists = self._reactor.revocations
+            if lists is not None and lists.is_revoked(leaf, context.roots):
+                raise TlsError("revoked", f"the certificate of {peer} was revoked")
         except TlsError as exc:
             self._failed(exc)
             return

@@ -89,9 +89,9 @@ class TunnelConnection:
 
     __slots__ = (
         "_control_bytes", "_dirty", "_first", "_goodbye", "_handlers", "_heard", "_late", "_limits",
-        "_on_available", "_on_closed", "_on_rejected", "_on_request", "_opening", "_ping", "_pinged", "_reactor",
-        "_streams_total", "_waiting", "channel", "closed", "frames", "local_address", "peer_address",
-        "peer_identity", "wire",
+        "_on_available", "_on_closed", "_on_rejected", "_on_request", "_opening", "_ping", "_pinged",
+        "_pinged_at", "_reactor", "_streams_total", "_waiting", "channel", "closed", "frames",
+        "local_address", "peer_address", "peer_identity", "wire",
     )  # fmt: skip
 
     def __init__(
@@ -128,6 +128,7 @@ class TunnelConnection:
         self._streams_total = 0
         self._heard = reactor.now()
         self._pinged = False
+        self._pinged_at = 0.0
         self._goodbye: Timer | None = None
         self._handlers: dict[type, Callable[[Any], None]] = {
             events.WindowOpened: self._on_window,
@@ -430,13 +431,15 @@ class TunnelConnection:
                 self._end(RemoteProtocolError("the peer provokes answers and does not read them"))
 
     def _check_alive(self) -> None:
-        silent = self._reactor.now() - self._heard
-        limits = self._limits
-        if self._pinged and silent >= limits.ping_timeout:
+        now, limits = self._reactor.now(), self._limits
+        silent = now - self._heard
+        # Nothing since the PING: how long ago its answer came says nothing, this timer may be late.
+        if self._pinged and self._heard < self._pinged_at:
             self._end(TunnelLost(f"no sign of life for {silent:.0f} s", retryable=True))
             return
         self._pinged = silent >= limits.ping_interval
         if self._pinged:
+            self._pinged_at = now
             self.wire.ping(PING_BYTES)
             self.touch()
         wait = limits.ping_timeout if self._pinged else limits.ping_interval - silent

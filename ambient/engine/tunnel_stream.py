@@ -26,6 +26,8 @@ Headers: TypeAlias = tuple[tuple[str, str], ...]
 
 _SLOT_PAYLOAD_BYTES = SLOT_BYTES - FRAME_HEADER_BYTES
 _SLOTS = READ_BYTES // SLOT_BYTES
+# The largest frame: with its header a whole number of TLS records.
+_FRAME_BYTES = READ_BYTES - FRAME_HEADER_BYTES
 
 
 class TunnelRefused(AmbientError):
@@ -276,7 +278,7 @@ class TunnelStream:
             connection.wait_for_room(self)
             return PUMP_BLOCKED
         if wire.peer_max_frame >= READ_BYTES:
-            return self._pump_one(sock, room if room < READ_BYTES else READ_BYTES)
+            return self._pump_one(sock, room if room < _FRAME_BYTES else _FRAME_BYTES)
         if self._bulk and room >= _SLOTS * _SLOT_PAYLOAD_BYTES:
             return self._pump_slots(sock)
         limit = min(room, _SLOT_PAYLOAD_BYTES)

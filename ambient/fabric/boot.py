@@ -24,6 +24,7 @@ from pathlib import Path
 import ambient
 from ambient.errors import AmbientError, ConfigError
 from ambient.fabric import clean, machine, rundir
+from ambient.fabric import cni as plugins
 
 # Control, agents and ztunnels are ready in under 2 s on the machine this was written on; the rest
 # is for slow and busy ones.
@@ -60,7 +61,7 @@ def start(
         run_dir: Made if it is not there; what a crashed mesh left in it is cleaned first.
         nodes: How many nodes, 1..200.
         fabric: ``"auto"``, ``"netns"`` or ``"loopback"``.
-        cni: Only ``"builtin"`` for now.
+        cni: ``"builtin"``, or the CNI plugin that attaches pods: ``"bridge"``, ``"ptp"``, ``"macvlan"``.
 
     Raises:
         ConfigError: the arguments, or the run directory, will not do.
@@ -68,9 +69,10 @@ def start(
     """
     if not 1 <= nodes <= 200:
         raise ConfigError(f"{nodes} nodes: give 1 to 200")
-    if cni != "builtin":
-        raise ConfigError(f"--cni {cni} is not there yet: only builtin")
+    plugins.require(cni)
     chosen, notes = choose_fabric(fabric)
+    if cni != "builtin" and chosen != "netns":
+        raise AmbientError(f"--cni {cni} needs network namespaces, and the fabric is {chosen}: ambient check")
     rundir.prepare(run_dir)
     with _locked(run_dir):
         found = clean.running(run_dir)
@@ -80,7 +82,7 @@ def start(
             )
         clean.clean(run_dir)
         rundir.prepare(run_dir)
-        _boot(run_dir, nodes, chosen, timeout)
+        _boot(run_dir, nodes, chosen, cni, timeout)
     record = rundir.read(run_dir)
     if record is None:
         raise AmbientError(f"the mesh ended while it started: see {run_dir}/logs")
@@ -124,9 +126,9 @@ def _locked(run_dir: str) -> Iterator[None]:
         os.close(fd)
 
 
-def _boot(run_dir: str, nodes: int, fabric: str, timeout: float) -> None:
+def _boot(run_dir: str, nodes: int, fabric: str, cni: str, timeout: float) -> None:
     reader, writer = os.pipe2(os.O_CLOEXEC)
-    arguments = (run_dir, str(nodes), fabric, str(int(is_rootless())), str(writer))
+    arguments = (run_dir, str(nodes), fabric, cni, str(int(is_rootless())), str(writer))
     log_path = f"{run_dir}/logs/boot.log"
     with open(log_path, "ab") as log:
         process = subprocess.Popen(

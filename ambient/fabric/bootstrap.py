@@ -17,11 +17,12 @@ from ambient.fabric.syscalls import MountFlag, Namespace
 
 def main(arguments: list[str]) -> None:
     """The boot process: make the namespaces, become the parent of init, and leave."""
-    run_dir, nodes, fabric, rootless, ready = arguments
+    run_dir, nodes, fabric, cni, rootless, ready = arguments
     ready_fd = int(ready)
     os.set_inheritable(ready_fd, False)
     nested = fabric == "netns" and rootless == "1"
     owner = os.geteuid()
+    machine = os.stat("/proc/self/ns/net")
     try:
         if fabric == "netns":
             make_namespaces(rootless=nested)
@@ -31,7 +32,7 @@ def main(arguments: list[str]) -> None:
             syscalls.mount("none", "/", flags=MountFlag.RECURSIVE | MountFlag.SLAVE)
         else:
             syscalls.adopt_orphans()
-        _record(run_dir, fabric, nested, int(nodes), owner)
+        _record(run_dir, fabric, cni, nested, int(nodes), owner)
     except OSError as exc:
         os.write(ready_fd, json.dumps({"error": f"cannot make namespaces: {exc}"}).encode() + b"\n")
         os._exit(1)
@@ -40,7 +41,10 @@ def main(arguments: list[str]) -> None:
         "AMBIENT_RUN_DIR": run_dir,
         "AMBIENT_NODES": nodes,
         "AMBIENT_FABRIC": fabric,
+        "AMBIENT_CNI": cni,
         "AMBIENT_ROOTLESS": rootless,
+        # No guest of the mesh: the namespace in which it was started.
+        "AMBIENT_MACHINE_NETNS": f"{machine.st_dev}:{machine.st_ino}",
     }
     init.main(run_dir, (ready_fd,), environment, nested=nested, contained=fabric == "netns")
 
@@ -54,12 +58,13 @@ def make_namespaces(*, rootless: bool) -> None:
         pause.write_maps(0, uid, gid)
 
 
-def _record(run_dir: str, fabric: str, rootless: bool, nodes: int, uid: int) -> None:
+def _record(run_dir: str, fabric: str, cni: str, rootless: bool, nodes: int, uid: int) -> None:
     pid = procfs.host_pid()
     record = rundir.Record(
         init_pid=pid,
         init_started=procfs.start_ticks(pid),
         fabric=fabric,
+        cni=cni,
         rootless=rootless,
         nodes=nodes,
         uid=uid,

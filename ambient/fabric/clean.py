@@ -12,9 +12,10 @@ import shutil
 import signal
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from ambient.errors import AmbientError
-from ambient.fabric import rundir
+from ambient.fabric import guestbook, procfs, rundir, syscalls
 
 # After SIGKILL of init the kernel takes its processes and namespaces down by itself.
 KILL_SECONDS = 20.0
@@ -36,10 +37,27 @@ class Cleaned:
 
 
 def running(run_dir: str) -> rundir.Record | None:
-    """The mesh that runs in *run_dir*, or None."""
+    """The mesh that runs in *run_dir*, or None; also one whose record is lost."""
     with suppress(AmbientError):
         record = rundir.read(run_dir)
-        return record if record is not None and record.alive else None
+        if record is not None:
+            return record if record.alive else None
+    return _without_record(run_dir)
+
+
+def _without_record(run_dir: str) -> rundir.Record | None:
+    """The mesh whose init was started for *run_dir*: init keeps the command line of ``bootstrap``."""
+    wanted = b"ambient.fabric.bootstrap\0" + os.fsencode(run_dir) + b"\0"
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        with suppress(OSError):
+            if wanted not in Path(f"/proc/{pid}/cmdline").read_bytes():
+                continue
+            if Path(f"/proc/{pid}/comm").read_text().strip() != syscalls.INIT_NAME:
+                continue  # A pod's pause process is a fork of init, and goes with it.
+            uid, ticks = os.stat(f"/proc/{pid}").st_uid, procfs.start_ticks(pid)
+            return rundir.Record(
+                init_pid=pid, init_started=ticks, fabric="netns", rootless=uid != 0, nodes=0, uid=uid
+            )
     return None
 
 
@@ -54,6 +72,7 @@ def down(run_dir: str, timeout: float = DOWN_SECONDS) -> bool:
         return False
     if not _end(record, signal.SIGTERM, timeout):
         _end(record, signal.SIGKILL, KILL_SECONDS)
+    guestbook.clear_rules(run_dir)
     _remove(run_dir)
     return True
 
@@ -71,6 +90,7 @@ def kill(run_dir: str) -> int:
 def clean(run_dir: str) -> Cleaned:
     """Remove a mesh and its run directory in whatever state they are."""
     killed = kill(run_dir)
+    guestbook.clear_rules(run_dir)
     return Cleaned(killed=killed, removed=_remove(run_dir))
 
 

@@ -28,13 +28,15 @@ class Place:
 
     Attributes:
         pause: PID inside the mesh of the pod's pause process; 0 in the loopback fabric.
-        node_netns: Descriptor of the node's network namespace, for probes; None in the loopback fabric.
+        probed_from: Descriptor of the network namespace that probes come from; None in the loopback fabric.
+        probed_as_node: Whether that is the node's, and probes have the node's address.
         home: A directory of the pod's own.
         patience: Seconds from SIGTERM to SIGKILL.
     """
 
     pause: int
-    node_netns: int | None
+    probed_from: int | None
+    probed_as_node: bool
     home: str
     patience: float
 
@@ -183,7 +185,8 @@ class ContainerRunner:
     async def _ask(self, probe: Probe) -> bool:
         if probe.kind is ProbeKind.EXEC:
             return await self._ask_by_command(probe)
-        return await probes.ask(probe, self._place.node_netns, self._facts.addresses[0])
+        place, address = self._place, self._facts.addresses[0]
+        return await probes.ask(probe, place.probed_from, address, from_node=place.probed_as_node)
 
     async def _ask_by_command(self, probe: Probe) -> bool:
         values = env_plan.environment(self.container, self._facts, self._place.home)

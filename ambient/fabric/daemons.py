@@ -31,6 +31,7 @@ class Daemon:
         netns: Descriptor of the network namespace it lives in; None for the outer one.
         pod: Its pod's uid, for waypoints and sidecars.
         pod_name: ``namespace/name`` of that pod.
+        restart: How soon it is started again.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Daemon:
     pod: str = ""
     pod_name: str = ""
     netns: int | None = field(default=None)
+    restart: Backoff = field(default=Backoff())
 
     def launch(self, *fd_names: str) -> Launch:
         """The request to init."""
@@ -75,7 +77,7 @@ class Keeper:
     ) -> None:
         """Run *daemon* until cancelled; then stop it and return."""
         entry = self.table.add(daemon.entry())
-        backoff = Backoff()
+        backoff = daemon.restart
         try:
             while True:
                 entry.process = await self._start(daemon)

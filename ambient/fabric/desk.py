@@ -12,6 +12,7 @@ from ambient.engine.rpc import Call, RpcError, serve_admin
 from ambient.errors import AmbientError
 from ambient.fabric import rundir
 from ambient.fabric.daemons import PATIENCE_SECONDS, note
+from ambient.fabric.guests import Guests
 from ambient.fabric.nodes import Node
 from ambient.fabric.pods import Pods
 from ambient.fabric.table import Table
@@ -23,7 +24,8 @@ DEFAULT_TIMEOUT = 60.0
 
 @dataclass(slots=True)
 class Desk:
-    """The fabric's methods: ``status``, ``wait_ready``, ``restart``, ``restart_ztunnel``, ``down``.
+    """The fabric's methods: ``status``, ``wait_ready``, ``restart``, ``restart_ztunnel``, ``down``;
+    and those of guests.
 
     Args:
         stop: Set to take the mesh down.
@@ -35,6 +37,7 @@ class Desk:
     pods: Pods
     ztunnels: Mapping[str, ZtunnelKeeper]
     stop: trio.Event
+    guests: Guests
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Answer until cancelled."""
@@ -44,6 +47,9 @@ class Desk:
             "restart": self.restart,
             "restart_ztunnel": self.restart_ztunnel,
             "down": self.down,
+            "adopt": self.guests.adopt,
+            "find_guest": self.guests.find,
+            "dismiss": self.guests.dismiss,
         }
         await serve_admin(
             f"{self.run_dir}/fabric.sock",
@@ -88,8 +94,15 @@ class Desk:
         raise RpcError(TIMED_OUT, f"not ready after {timeout:g} s: {waiting or 'fewer pods than expected'}")
 
     async def restart(self, call: Call) -> dict[str, Any]:
-        """Stop the daemon or program of that ``name`` gracefully; it is started again at once."""
+        """Stop the daemon or program of that ``name`` gracefully; it is started again at once.
+
+        A ztunnel is replaced: no restart of it need cost anybody a connection.
+        """
         name = str(call.params.get("name", ""))
+        for ztunnel in self.ztunnels.values():
+            if name == ztunnel.entry.name:
+                await ztunnel.upgrade()
+                return {"name": name}
         entry = next((each for each in self.table if each.name == name and each.process is not None), None)
         if entry is None or entry.process is None or name == "control":
             raise AmbientError(f"no {name!r} that can be restarted; see: ambient status")

@@ -223,7 +223,7 @@ def main(
         environment: For the supervisor; how the mesh is to be is in it.
         supervisor: What Python is to run.
     """
-    syscalls.set_process_name("ambient-init")
+    syscalls.set_process_name(syscalls.INIT_NAME)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     went_well = False

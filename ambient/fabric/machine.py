@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-# Where distributions and the CNI project put the reference plugins.
-CNI_DIRECTORIES = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
-CNI_PLUGINS = ("bridge", "ptp", "macvlan", "host-local")
+from ambient.fabric.cni_plan import DIRECTORIES, IPAM, KINDS
+
+CNI_PLUGINS = (*KINDS, IPAM)
 # A probe does four system calls; picked, not measured.
 PROBE_SECONDS = 10.0
 
@@ -171,7 +171,7 @@ def _nft_check() -> Check:
 
 
 def _cni_check() -> Check:
-    found = cni_plugins(CNI_DIRECTORIES)
+    found = cni_plugins(DIRECTORIES)
     if found:
         return Check(description=f"CNI plugins: {', '.join(found)}", result=Result.SUCCESS)
     return Check(

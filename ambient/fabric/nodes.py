@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import trio
 
 from ambient.fabric.daemons import Daemon, Keeper
+from ambient.fabric.restart_plan import NODE_RESTART
 from ambient.fabric.wiring_plan import NodePlan
 from ambient.fabric.ztunnels import ZtunnelKeeper
 from ambient.model.addressing import NETNS
@@ -36,6 +37,11 @@ def zds_path(run_dir: str, node: str) -> str:
     return f"{run_dir}/nodes/{node}/zds.sock"
 
 
+def cni_path(run_dir: str, node: str) -> str:
+    """Where the node's agent answers ambient-cni, and the command line."""
+    return f"{run_dir}/nodes/{node}/cni.sock"
+
+
 def admin_path(run_dir: str, node: str) -> str:
     """Where the node's ztunnel answers the command line."""
     return f"{run_dir}/nodes/{node}/admin.sock"
@@ -53,6 +59,7 @@ def node_environment(base: Mapping[str, str], run_dir: str, plan: NodePlan) -> d
         "NODE_NAME": plan.name,
         "AMBIENT_NODE_IP": plan.ip,
         "INPOD_UDS": zds_path(run_dir, plan.name),
+        "AMBIENT_CNI_SOCKET": cni_path(run_dir, plan.name),
         "AMBIENT_MESH_SNAPSHOT": snapshot_path(run_dir, plan.name),
     }
 
@@ -76,6 +83,7 @@ def daemons(base: Mapping[str, str], run_dir: str, node: Node) -> tuple[Daemon, 
             log=f"{run_dir}/logs/{role}-{node.name}.log",
             node=node.name,
             netns=node.netns,
+            restart=NODE_RESTART,
         )
 
     return (

@@ -12,9 +12,12 @@ from typing import Protocol
 
 import trio
 
+from ambient.engine.netlink import NetlinkSocket
 from ambient.engine.netns import open_netns
+from ambient.engine.rpc import AdminClient
 from ambient.errors import AmbientError
 from ambient.fabric import etc_plan, wiring
+from ambient.fabric.cni import Plugins
 from ambient.fabric.initclient import InitClient
 from ambient.fabric.launch import Pause
 from ambient.fabric.nodes import Node
@@ -35,6 +38,7 @@ class Lodging:
         netns: Descriptor of its network namespace; None for none.
         netns_path: The same as a path that every process of the mesh can open, "" for none.
         home: A directory for programs that name none.
+        probed_from: Descriptor of the network namespace that probes come from; None in the loopback fabric.
         lost: Returns when the namespaces are gone although nobody was to end them.
     """
 
@@ -42,6 +46,7 @@ class Lodging:
     netns: int | None = None
     netns_path: str = ""
     home: str = "/"
+    probed_from: int | None = None
     lost: Callable[[], Awaitable[object]] = trio.sleep_forever
 
 
@@ -59,11 +64,15 @@ class NamespacePlaces:
 
     Args:
         rootless: Whether pods live in user namespaces of their own.
+        plugins: The CNI plugins that attach pods; None for our own wiring.
+        control: Told of a pod's namespace before its plugins run, since one of them waits for the capture.
     """
 
     init: InitClient
     run_dir: str
     rootless: bool
+    plugins: Plugins | None = None
+    control: AdminClient | None = None
 
     @asynccontextmanager
     async def lodge(self, node: Node, order: PodOrder) -> AsyncIterator[Lodging]:
@@ -81,20 +90,52 @@ class NamespacePlaces:
         )
         pause = await self.init.pause(request, [node.netns] if shared else [])
         path = f"/proc/{pause.host_pid}/ns/net"
+        # In the /proc that plugins see.
+        inside = f"/proc/{pause.pid}/ns/net"
         netns = open_netns(path)
         try:
             if not shared:
-                wiring.add_pod(node.plan, node.netns, netns, order.addresses)
+                await self._attach(node, order, netns, path, inside)
             # The run directory itself: covered by an empty one there, and writable.
-            yield Lodging(pause=pause.pid, netns=netns, netns_path=path, home=self.run_dir, lost=pause.wait)
+            yield Lodging(
+                pause=pause.pid,
+                netns=netns,
+                netns_path=path,
+                home=self.run_dir,
+                probed_from=self._prober(node, netns, shared=shared),
+                lost=pause.wait,
+            )
         finally:
+            if self.plugins is not None and not shared:
+                with trio.CancelScope(shield=True):
+                    await self.plugins.delete(node, order, inside)
             with trio.CancelScope(shield=True):
                 await self.init.kill(pause)
             os.close(netns)
-            if not shared:
+            if not shared and self.plugins is None:
                 with suppress(OSError):
                     wiring.remove_pod(node.netns, order.addresses)
             shutil.rmtree(folder, ignore_errors=True)
+
+    async def _attach(self, node: Node, order: PodOrder, netns: int, path: str, inside: str) -> None:
+        assert node.netns is not None
+        if self.plugins is None:
+            wiring.add_pod(node.plan, node.netns, netns, order.addresses)
+            return
+        with NetlinkSocket(netns) as netlink:
+            # A container runtime's part, and no plugin's that we chain.
+            netlink.set_up("lo")
+
+        async def announce() -> None:
+            if self.control is not None:
+                await self.control.call("pod_status", uid=order.uid, phase="Pending", netns=path)
+
+        await self.plugins.add(node, order, inside, announce)
+
+    def _prober(self, node: Node, netns: int, *, shared: bool) -> int | None:
+        """Where probes come from: the pod itself, if its node cannot reach it."""
+        bypassed = self.plugins is not None and self.plugins.bypasses_node and not shared
+        return netns if bypassed else node.netns
 
 
 def write_etc(folder: Path, order: PodOrder) -> None:

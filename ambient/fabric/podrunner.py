@@ -64,6 +64,11 @@ class PodRunner:
         everything = self._parts()
         return bool(everything) and not self._failed and all(each.ready for each in everything)
 
+    @property
+    def netns(self) -> int | None:
+        """Descriptor of its network namespace, while it has one."""
+        return self._lodging.netns
+
     def _parts(self) -> list[ContainerRunner | sidecars.Proxy]:
         return [*self._containers, *([self._proxy] if self._proxy is not None else [])]
 
@@ -149,7 +154,8 @@ class PodRunner:
         )
         place = Place(
             pause=self._lodging.pause,
-            node_netns=self._node.netns,
+            probed_from=self._lodging.probed_from,
+            probed_as_node=self._lodging.probed_from == self._node.netns,
             home=self._lodging.home,
             patience=min(LONGEST_PATIENCE, order.spec.termination_grace_seconds),
         )

@@ -8,9 +8,11 @@ from typing import Any
 
 import trio
 
+from ambient.engine.netns import netns_identity
 from ambient.engine.rpc import AdminClient
 from ambient.errors import Unavailable
 from ambient.fabric.daemons import Keeper, note
+from ambient.fabric.guests_plan import Identity
 from ambient.fabric.nodes import Node
 from ambient.fabric.places import Places
 from ambient.fabric.podrunner import PodRunner, Surroundings
@@ -106,6 +108,14 @@ class Pods:
         settled = all(each.ready or each.refused for each in self._running.values())
         known = {each.order.full_name for each in self._running.values()}
         return settled and len(known) >= at_least and names <= known
+
+    def namespaces(self) -> dict[Identity, str]:
+        """The network namespace of each pod -> ``pod namespace/name``."""
+        return {
+            netns_identity(each.netns): f"pod {each.order.full_name}"
+            for each in self._running.values()
+            if each.netns is not None
+        }
 
     def unready(self) -> dict[str, str]:
         """``namespace/name`` -> why, of the pods that are not ready."""

@@ -29,6 +29,7 @@ class Record:
         init_pid: Host PID of PID 1 of the mesh.
         init_started: Its start time in clock ticks since boot, against reuse of the number.
         fabric: ``"netns"`` or ``"loopback"``.
+        cni: Who attaches pods: ``"builtin"`` or a CNI plugin.
         rootless: Whether the mesh lives in a user namespace.
         uid: Who owns it.
     """
@@ -40,6 +41,7 @@ class Record:
     nodes: int
     uid: int
     version: int = 1
+    cni: str = "builtin"
 
     @property
     def alive(self) -> bool:

@@ -19,23 +19,36 @@ from pathlib import Path
 
 import trio
 
+from ambient.engine.netns import netns_identity
 from ambient.engine.rpc import AdminClient
 from ambient.errors import AmbientError
-from ambient.fabric import desk, nodes, polling, wiring
+from ambient.fabric import desk, guests_plan, nodes, polling, wiring
+from ambient.fabric.cni import Plugins
+from ambient.fabric.cni_plan import BUILTIN
 from ambient.fabric.daemons import Daemon, Keeper, note
+from ambient.fabric.guests import Guests
+from ambient.fabric.guests_plan import Identity
 from ambient.fabric.initclient import InitClient
 from ambient.fabric.nodes import Node
-from ambient.fabric.places import LoopbackPlaces, NamespacePlaces
+from ambient.fabric.places import LoopbackPlaces, NamespacePlaces, Places
 from ambient.fabric.pods import Pods
 from ambient.fabric.table import Table
 from ambient.fabric.wiring_plan import NodePlan
+from ambient.redirect.backends import BACKEND_NAME, choose
 
 # From the start of control to its first answer; it imports and makes a CA in well under a second.
 CONTROL_SECONDS = 20.0
 # From SIGTERM to SIGKILL of everything in a mesh that goes down; picked, not measured.
 HURRY_SECONDS = 1.0
 # Names that are the fabric's own business, and not its daemons'.
-_PRIVATE_NAMES = ("AMBIENT_INIT_FD", "AMBIENT_READY_FD", "AMBIENT_NODES", "AMBIENT_FABRIC")
+_PRIVATE_NAMES = (
+    "AMBIENT_INIT_FD",
+    "AMBIENT_READY_FD",
+    "AMBIENT_NODES",
+    "AMBIENT_FABRIC",
+    "AMBIENT_CNI",
+    "AMBIENT_MACHINE_NETNS",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +59,8 @@ class Settings:
     nodes: int
     rootless: bool
     fabric: str
+    machine: Identity
+    cni: str
     init_fd: int
     ready_fd: int
 
@@ -57,9 +72,16 @@ class Settings:
             nodes=int(environment["AMBIENT_NODES"]),
             rootless=environment["AMBIENT_ROOTLESS"] == "1",
             fabric=environment["AMBIENT_FABRIC"],
+            cni=environment["AMBIENT_CNI"],
+            machine=_identity(environment["AMBIENT_MACHINE_NETNS"]),
             init_fd=int(environment["AMBIENT_INIT_FD"]),
             ready_fd=int(environment["AMBIENT_READY_FD"]),
         )
+
+
+def _identity(text: str) -> Identity:
+    device, _, inode = text.partition(":")
+    return int(device), int(inode)
 
 
 async def supervise(settings: Settings) -> None:
@@ -123,10 +145,32 @@ async def _run(settings: Settings, keeper: Keeper, stop: trio.Event) -> None:
     with trio.fail_after(CONTROL_SECONDS):
         await keeper.control.call("nodes", names=[plan.name for plan in plans], fabric=settings.fabric)
     real = settings.fabric == "netns"
-    made = {plan.name: Node(plan, wiring.add_node(plan) if real else None) for plan in plans}
+    attach = Plugins(settings.cni, settings.run_dir) if settings.cni != BUILTIN else None
+    bridged = attach is not None and attach.bypasses_node
+    made = {plan.name: Node(plan, wiring.add_node(plan, bridged=bridged) if real else None) for plan in plans}
     base = daemon_environment(os.environ)
-    places = NamespacePlaces(keeper.init, settings.run_dir, settings.rootless) if real else LoopbackPlaces()
+    places: Places = LoopbackPlaces()
+    if real:
+        places = NamespacePlaces(keeper.init, settings.run_dir, settings.rootless, attach, keeper.control)
     pods = Pods(keeper, made, settings.run_dir, base, places)
+    guests = _guests(settings, keeper, made, pods)
+    try:
+        await _serve(settings, keeper, made, pods, guests, stop)
+    finally:
+        # After the daemons: what they captured of guests would lead nowhere.
+        guests.leave()
+
+
+async def _serve(
+    settings: Settings,
+    keeper: Keeper,
+    made: Mapping[str, Node],
+    pods: Pods,
+    guests: Guests,
+    stop: trio.Event,
+) -> None:
+    base = daemon_environment(os.environ)
+    real = settings.fabric == "netns"
     async with trio.open_nursery() as daemons:
         # XXX: no proxies in the loopback fabric yet; nothing would hand them a connection.
         ztunnels = await nodes.start_daemons(
@@ -135,8 +179,9 @@ async def _run(settings: Settings, keeper: Keeper, stop: trio.Event) -> None:
             {node.name: nodes.daemons(base, settings.run_dir, node) for node in made.values() if real},
         )
         async with trio.open_nursery() as serving:
-            answers = desk.Desk(settings.run_dir, made, keeper.table, pods, ztunnels, stop)
+            answers = desk.Desk(settings.run_dir, made, keeper.table, pods, ztunnels, stop, guests)
             await serving.start(answers.serve)
+            serving.start_soon(guests.watch)
             serving.start_soon(pods.follow, keeper.control)
             with trio.fail_after(CONTROL_SECONDS):
                 await _until_control_listens(settings.run_dir)
@@ -148,6 +193,24 @@ async def _run(settings: Settings, keeper: Keeper, stop: trio.Event) -> None:
             # Pods before daemons: a program that says goodbye still finds its network working.
             serving.cancel_scope.cancel()
         daemons.cancel_scope.cancel()
+
+
+def _guests(settings: Settings, keeper: Keeper, made: Mapping[str, Node], pods: Pods) -> Guests:
+    refusal = guests_plan.ROOTLESS if settings.rootless else ""
+    if settings.fabric != "netns":
+        refusal = guests_plan.LOOPBACK
+
+    def ours() -> dict[Identity, str]:
+        nodes = {netns_identity(node.netns): name for name, node in made.items() if node.netns is not None}
+        return {**nodes, _own_network(): "the network between the nodes", **pods.namespaces()}
+
+    rules = choose(os.environ.get(BACKEND_NAME, ""))
+    return Guests(settings.run_dir, keeper.control, tuple(made), ours, settings.machine, rules, refusal)
+
+
+def _own_network() -> Identity:
+    found = os.stat("/proc/self/ns/net")
+    return found.st_dev, found.st_ino
 
 
 async def _until_control_listens(run_dir: str) -> None:

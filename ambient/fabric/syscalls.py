@@ -47,6 +47,8 @@ _PR_SET_NO_NEW_PRIVS = 38
 # linux/capability.h: the highest number known when this was written; unknown ones answer EINVAL.
 _LAST_CAPABILITY = 63
 
+# What ``ps -o comm`` shows of a mesh's init.
+INIT_NAME = "ambient-init"
 # _LINUX_CAPABILITY_VERSION_3, and 0: this process.
 _CAPABILITY_HEADER = (0x20080522).to_bytes(4, sys.byteorder) + bytes(4)
 
@@ -87,6 +89,11 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = 
         ),
         target,
     )
+
+
+def unmount(target: str, flags: int = 0) -> None:
+    """Unmount what is mounted on *target*."""
+    _check(_libc.umount2(os.fsencode(target), ctypes.c_int(flags)), target)
 
 
 def set_hostname(name: str) -> None:

@@ -23,6 +23,7 @@ from ambient.fabric.wiring_plan import (
     pod_link,
     usable,
 )
+from ambient.model.addressing import NETNS
 
 
 def _usable(addresses: Iterable[str]) -> tuple[str, ...]:
@@ -56,27 +57,41 @@ def prepare_outer() -> None:
         netlink.set_up("lo")
 
 
-def add_node(plan: NodePlan) -> int:
-    """Make a node's namespace, linked to this one; return its descriptor."""
+def add_node(plan: NodePlan, *, bridged: bool = False) -> int:
+    """Make a node's namespace, linked to this one; return its descriptor.
+
+    Args:
+        bridged: Its pods sit on its uplink and pass its IP stack by, so this router is their gateway.
+    """
     node = make_netns(NODE_SYSCTLS)
+    gateways = plan.addresses.gateway if bridged else ()
     with NetlinkSocket() as outer:
         outer.add_veth(plan.link, UPLINK, peer_netns=node)
         for address in _usable(plan.addresses.router):
             outer.add_address(plan.link, f"{address}/{link_prefix(address)}")
+        for address in _usable(gateways):
+            outer.add_address(plan.link, f"{address}/{host_prefix(address)}")
         outer.set_up(plan.link)
     with NetlinkSocket(node) as inner:
         for address in _usable(plan.addresses.uplink):
             inner.add_address(UPLINK, f"{address}/{link_prefix(address)}")
         inner.set_up(UPLINK)
-        for address in _usable(plan.local_addresses):
+        for address in _usable(each for each in plan.local_addresses if each not in gateways):
             inner.add_address("lo", f"{address}/{host_prefix(address)}")
         for router in _usable(plan.addresses.router):
             inner.add_route(DEFAULT_V6 if is_v6(router) else DEFAULT_V4, link=UPLINK, gateway=router)
     # After both ends are up: a route needs its link.
     with NetlinkSocket() as outer:
-        networks, gateways = _usable(plan.addresses.pod_networks), _usable(plan.addresses.uplink)
-        for network, gateway in zip(networks, gateways, strict=True):
-            outer.add_route(network, link=plan.link, gateway=gateway)
+        networks, uplinks = _usable(plan.addresses.pod_networks), _usable(plan.addresses.uplink)
+        for network, gateway in zip(networks, uplinks, strict=True):
+            if bridged:
+                outer.add_route(network, link=plan.link)
+            else:
+                outer.add_route(network, link=plan.link, gateway=gateway)
+        for address, gateway in zip(_usable(NETNS.dns), uplinks, strict=True):
+            if bridged:
+                # Any node's name server will do, the last one's does.
+                outer.add_route(f"{address}/{host_prefix(address)}", link=plan.link, gateway=gateway)
     return node
 
 

@@ -18,7 +18,7 @@ import trio
 from ambient.errors import AmbientError, Unavailable
 from ambient.fabric.daemons import PATIENCE_SECONDS, Daemon, Keeper, note
 from ambient.fabric.initclient import Process
-from ambient.fabric.restart_plan import Backoff
+from ambient.fabric.restart_plan import NODE_RESTART, Backoff
 from ambient.fabric.table import Entry
 from ambient.fabric.zygote import Zygote
 
@@ -26,8 +26,9 @@ from ambient.fabric.zygote import Zygote
 ATTACH_SECONDS = 0.5
 # From the birth of a ztunnel to its word that it serves; an add may wait 17 s for a certificate.
 READY_SECONDS = 30.0
-# A ztunnel that served for seconds and died is wanted back at once; one that dies while it starts is not.
-RESTART = Backoff(first=0.1, longest=5.0, healthy_after=2.0)
+# Retired processes of a node that still carry connections: each takes some 10 MiB and what these need, and
+# none is ended before its last connection. Picked, not measured.
+MAX_RETIRED = 16
 
 
 @dataclass(slots=True)
@@ -44,7 +45,8 @@ class ZtunnelKeeper:
     _zygote: Zygote | None = field(init=False, default=None)
     _zygote_there: trio.Event = field(init=False, default_factory=trio.Event)
     _nursery: trio.Nursery | None = field(init=False, default=None)
-    _backoff: Backoff = field(init=False, default=RESTART)
+    _retired: int = field(init=False, default=0)
+    _backoff: Backoff = field(init=False, default=NODE_RESTART)
     _starting: trio.Lock = field(init=False, default_factory=trio.Lock)
 
     def __post_init__(self) -> None:
@@ -70,8 +72,14 @@ class ZtunnelKeeper:
         """Let a new process take over from the one that runs, and return when it serves.
 
         Raises:
-            AmbientError: the new one does not come to serve; then the old one goes on.
+            AmbientError: the new one does not come to serve, or too many before it still carry connections;
+                then the old one goes on.
         """
+        if self._retired >= MAX_RETIRED:
+            raise AmbientError(
+                f"{self._retired} earlier ztunnels of {self.daemon.node} still carry connections: wait for "
+                "these, or end one of the processes that ambient status shows with SIGTERM"
+            )
         async with self._starting:
             old, began = self.entry.process, trio.current_time()
             process, ready = await self._fork()
@@ -98,7 +106,7 @@ class ZtunnelKeeper:
                     self._watch(process)
                 except AmbientError as exc:
                     note(f"{self.daemon.name} cannot start: {exc}")
-                    await trio.sleep(RESTART.first)
+                    await trio.sleep(NODE_RESTART.first)
 
     def _watch(self, process: Process) -> None:
         """It is the node's ztunnel from now on."""
@@ -119,11 +127,13 @@ class ZtunnelKeeper:
         """Show it while it is there."""
         name = f"{self.daemon.name}/{process.host_pid}"
         entry = self.keeper.table.add(replace(self.entry, name=name, process=process, restarts=0))
+        self._retired += 1
         try:
             await process.wait()
         finally:
             with trio.CancelScope(shield=True):
                 await self._stop(entry)
+            self._retired -= 1
             self.keeper.table.remove(entry)
 
     async def _stop(self, entry: Entry) -> None:
@@ -157,7 +167,7 @@ class ZtunnelKeeper:
             note(f"{self.daemon.name} starts without control, which does not answer")
 
     async def _keep_zygote(self) -> None:
-        backoff = RESTART
+        backoff = NODE_RESTART
         entry = self.keeper.table.add(replace(self.entry, name=f"{self.daemon.name}/zygote"))
         try:
             while True:

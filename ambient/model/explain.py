@@ -111,7 +111,7 @@ def _uncaptured(mesh: Mesh, source: Workload, ip: str, port: int, chance: float)
     """What the node does without us: a virtual address becomes an endpoint, the rest goes as it is."""
     service = mesh.service_by_address(ip, source.namespace)
     if service is None:
-        workload = mesh.workload_by_address(ip)
+        workload = mesh.workload_by_address(ip, source.node)
         return Pass(ip, port, workload_uid=workload.uid if workload else "")
     targets = mesh.targets(service.key, port)
     if not targets:

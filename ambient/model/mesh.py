@@ -54,7 +54,7 @@ class Mesh:
         self._keys_by_address: dict[str, set[str]] = {}
         self._keys_by_hostname: dict[str, set[str]] = {}
         # Answers worked out since the last change.
-        self._at_address: dict[str, Workload | None] = {}
+        self._at_address: dict[tuple[str, str], Workload | None] = {}
         self._endpoints: dict[str, tuple[Workload, ...]] = {}
         self._targets: dict[tuple[str, int], tuple[tuple[Workload, int], ...]] = {}
         self._broad_policies: dict[str, tuple[Policy, ...]] = {}
@@ -103,16 +103,18 @@ class Mesh:
         """The workload with this uid."""
         return self._workloads.get(uid)
 
-    def workload_by_address(self, ip: str) -> Workload | None:
+    def workload_by_address(self, ip: str, node: str = "") -> Workload | None:
         """The workload that owns *ip* alone; pods on the host's network share theirs and are not found.
 
+        Two nodes may give their pods the same address, which then means the one of the *node* that asks.
         While a restarted pod's old record lingers, the one that is healthy, then enrolled, then newer wins.
         """
         if ip not in self._uids_by_address:
             return None
-        if ip not in self._at_address:
-            self._at_address[ip] = max(self._owners(ip), key=_preference)
-        return self._at_address[ip]
+        if (ip, node) not in self._at_address:
+            owners = self._owners(ip)
+            self._at_address[ip, node] = max(owners, key=lambda each: (each.node == node, *_preference(each)))
+        return self._at_address[ip, node]
 
     def service(self, key: str) -> Service | None:
         """The service with this ``namespace/hostname``."""

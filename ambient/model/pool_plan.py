@@ -4,8 +4,9 @@ Floor 0: pure. Time is an argument; connections are numbers that the plan hands 
 The pool tells the plan what happened and does what the answer says.
 
     request -> Assign                       a connection has room
-            -> Open, ... opened -> Assign*   the first users of a key share one handshake,
-                     failed -> Fail*         and all of them learn of its failure
+            -> Open, ... opened -> Assign    the first users of a key share one handshake: one goes ahead,
+                        limited -> Assign*   the others wait for the peer's limit (SETTINGS, a round trip),
+                  failed, gone -> Fail*      and all of them learn of its failure
 
 Differences from Istio's pool (ztunnel.md 4), on purpose: nobody waits for a dead destination one after
 another, and a connection that was full is used again when it has room.
@@ -22,6 +23,8 @@ from ambient.model.identity import SpiffeId
 from ambient.model.limits import Limits
 
 _DEFAULT = Limits()
+# Before the peer's SETTINGS: a peer may allow a single stream, and would refuse the others.
+FIRST_STREAMS = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,7 @@ class _Connection:
     key: PoolKey
     group: _Group
     connected: bool = False
+    settled: bool = False  # The peer has said how many streams it takes.
     retired: bool = False  # Takes no more streams.
     streams: int = 0
     used: bool = False
@@ -144,13 +148,7 @@ class PoolPlan:
     def failed(self, connection: int) -> list[Instruction]:
         """The handshake failed; everyone who waits for the key learns of it."""
         entry = self._drop(connection)
-        if entry is None or entry.key not in self._groups:
-            return []
-        group = self._groups[entry.key]
-        failed = [Fail(request, connection) for request in group.waiting]
-        group.waiting.clear()
-        self._tidy(entry.key)
-        return list(failed)
+        return [] if entry is None else self._fail_group(entry.key, connection)
 
     def released(self, connection: int, now: float) -> list[Instruction]:
         """One stream of *connection* ended (or was never opened)."""
@@ -172,6 +170,7 @@ class PoolPlan:
         entry = self._connections.get(connection)
         if entry is None:
             return []
+        entry.settled = True
         entry.limit = min(streams, self._max_streams)
         return self._serve(entry.key, entry.group)
 
@@ -187,9 +186,17 @@ class PoolPlan:
         return self._serve_group(entry.key)
 
     def gone(self, connection: int) -> list[Instruction]:
-        """*connection* has ended, and its streams with it."""
+        """*connection* has ended, and its streams with it.
+
+        If the peer never said a word, such as when it refused our certificate, that is a failure of the
+        handshake that we could not see earlier: another try would end the same way.
+        """
         entry = self._drop(connection)
-        return [] if entry is None else self._serve_group(entry.key)
+        if entry is None:
+            return []
+        if entry.connected and not entry.settled and not entry.retired:
+            return self._fail_group(entry.key, connection)
+        return self._serve_group(entry.key)
 
     def retire_where(self, matches: Callable[[PoolKey], bool]) -> list[Instruction]:
         """``retire`` every connection whose key *matches*."""
@@ -222,7 +229,7 @@ class PoolPlan:
             assert group.connections or group.waiting, "an empty group is garbage"
             if group.waiting:
                 assert not any(self._room(each) > 0 for each in group.connections.values())
-                assert any(not each.connected and not each.retired for each in group.connections.values())
+                assert any(not each.settled and not each.retired for each in group.connections.values())
 
     # Inside --------------------------------------------------------------------------------------
 
@@ -245,16 +252,23 @@ class PoolPlan:
                 entry.used = True
             if not group.waiting:
                 return found
-        opening = sum(not each.connected and not each.retired for each in group.connections.values())
+        opening = sum(not each.settled and not each.retired for each in group.connections.values())
         if not opening:
             found.append(self._open(key, group))
         return found
 
+    def _fail_group(self, key: PoolKey, connection: int) -> list[Instruction]:
+        group = self._groups.get(key)
+        if group is None:
+            return []
+        failed = [Fail(request, connection) for request in group.waiting]
+        group.waiting.clear()
+        self._tidy(key)
+        return list(failed)
+
     def _open(self, key: PoolKey, group: _Group) -> Open:
         number, self._next = self._next, self._next + 1
-        self._connections[number] = group.connections[number] = _Connection(
-            key, group, limit=self._max_streams
-        )
+        self._connections[number] = group.connections[number] = _Connection(key, group, limit=FIRST_STREAMS)
         return Open(key, number)
 
     @staticmethod

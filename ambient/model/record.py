@@ -74,6 +74,9 @@ class AccessRecord:
         duration: Seconds.
         error: Empty if all went well.
         early: The connection was refused before it could be attributed ("connection failed").
+        opened: It is no record of the end but the word, on request, that one has begun.
+        trace: The trace it belongs to, 32 hexadecimal digits, the same in the records of both its ends. Only
+            in JSON: the text form is Istio's.
     """
 
     ended: datetime
@@ -88,10 +91,14 @@ class AccessRecord:
     error: str = ""
     flag: Flag = Flag.NONE
     early: bool = False
+    trace: str = ""
+    opened: bool = False
 
     @property
     def level(self) -> str:
         """``info`` for what ended well, ``error`` for what did not, ``warn`` for early refusals."""
+        if self.opened:
+            return "debug"
         if not self.error:
             return "info"
         return "warn" if self.early else "error"
@@ -99,6 +106,8 @@ class AccessRecord:
     @property
     def message(self) -> str:
         """ztunnel's text for this kind of record."""
+        if self.opened:
+            return "connection opened"
         return "connection failed" if self.early else "connection complete"
 
 
@@ -118,7 +127,7 @@ def format_text(record: AccessRecord) -> str:
         _who("dst", destination.workload, destination.namespace, destination.identity, destination.cluster)
     )
     parts.append(f' direction="{record.direction.value}"')
-    if not record.early:
+    if not record.early and not record.opened:
         parts.append(
             f" bytes_sent={record.bytes_sent} bytes_recv={record.bytes_received}"
             f' duration="{int(record.duration * 1000)}ms"'
@@ -155,11 +164,12 @@ def _candidates(record: AccessRecord) -> Iterator[tuple[str, str | int]]:
     yield "dst.service", record.service
     yield from _peer("dst", destination)
     yield "direction", record.direction.value
-    if not record.early:
+    if not record.early and not record.opened:
         yield "bytes_sent", record.bytes_sent
         yield "bytes_recv", record.bytes_received
         yield "duration", f"{int(record.duration * 1000)}ms"
     yield "error", record.error
+    yield "trace_id", record.trace
 
 
 def _peer(prefix: str, peer: Peer) -> Iterator[tuple[str, str]]:

@@ -33,6 +33,8 @@ DNS_PORT = 15053
 
 # The proxy's own listeners in a pod: dialling one would be a call to ourselves.
 OWN_PORTS = frozenset({OUTBOUND_PORT, INBOUND_PLAINTEXT_PORT, HBONE_PORT, DNS_PORT})
+# Beside them admin, metrics and readiness: a pod that has them is a proxy, and no tunnel leads to those.
+RESERVED_PORTS = OWN_PORTS | {15000, 15020, 15021}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,7 @@ def route(mesh: Mesh, source: Workload, ip: str, port: int, chance: float) -> Ro
         if service.waypoint and service.waypoint != source.waypoint_for:
             return _to_waypoint(mesh, service.waypoint, service.key, ip, port, chance)
         return _to_endpoint(mesh, service, ip, port, chance)
-    workload = mesh.workload_by_address(ip)
+    workload = mesh.workload_by_address(ip, source.node)
     if workload is None:
         return Pass(ip, port)
     if workload.waypoint and workload.waypoint != source.waypoint_for:
@@ -143,7 +145,7 @@ def route_request(
     )
     if service is not None and me.waypoint_for in ("", service.waypoint):
         return _to_endpoint(mesh, service, authority_ip, port, chance)
-    workload = mesh.workload_by_address(authority_ip)
+    workload = mesh.workload_by_address(authority_ip, me.node)
     if service is None and workload is not None and me.waypoint_for in ("", workload.waypoint):
         return _direct(workload, authority_ip, port, "")
     if me.waypoint_for:
@@ -175,7 +177,7 @@ def admit(mesh: Mesh, me: Workload, connection_ip: str, authority: str, source: 
         found = _admit_as_waypoint(mesh, me, connection_ip, host, port)
     else:
         found = _admit_name(mesh, me, connection_ip, host, port)
-    if isinstance(found, Admitted) and found.ip == connection_ip and found.port in OWN_PORTS:
+    if isinstance(found, Admitted) and found.ip == connection_ip and found.port in RESERVED_PORTS:
         return Rejected(503, f"attempted recursive call to ourselves: port {found.port}")
     return found
 
@@ -184,7 +186,7 @@ def _admit_as_waypoint(mesh: Mesh, me: Workload, connection_ip: str, ip: str, po
     service = mesh.service_by_address(ip, me.namespace)
     if me.waypoint_for and service is not None and service.waypoint == me.waypoint_for:
         return Admitted(ip, port, service.key)
-    workload = mesh.workload_by_address(ip)
+    workload = mesh.workload_by_address(ip, me.node)
     if me.waypoint_for and workload is not None and workload.waypoint == me.waypoint_for:
         return Admitted(ip, port)
     return Rejected(400, f"ip mismatch: {connection_ip} != {ip}")

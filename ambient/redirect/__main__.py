@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 
@@ -12,6 +13,7 @@ from ambient.engine.follow import control_socket
 from ambient.engine.privileges import NODE_DAEMON, keep_only
 from ambient.errors import AmbientError, ConfigError
 from ambient.redirect.agent import Agent, read_settings
+from ambient.redirect.backends import BACKEND_NAME, needed
 
 # sysexits.h, as interfaces.md lists them.
 EXIT_FAILED, EXIT_CONFIG, EXIT_UNAVAILABLE = 1, 65, 69
@@ -54,5 +56,5 @@ def _only(exc: BaseException) -> BaseException:
 
 
 if __name__ == "__main__":
-    keep_only(NODE_DAEMON)
+    keep_only(NODE_DAEMON | needed(os.environ.get(BACKEND_NAME, "")))
     sys.exit(main())

@@ -15,18 +15,24 @@ from dataclasses import dataclass, replace
 
 import trio
 
+from ambient.engine import pages
 from ambient.engine.follow import Follow
+from ambient.engine.netns import listen_in
 from ambient.errors import ConfigError, Unavailable
 from ambient.model.addressing import NETNS
 from ambient.model.explain import refuses_strangers
+from ambient.redirect import backend
 from ambient.redirect.attestation import Attestor
+from ambient.redirect.backends import BACKEND_NAME, Backend, attestable, choose
+from ambient.redirect.cni_server import CniServer
 from ambient.redirect.dns_server import DnsServer
+from ambient.redirect.metrics import METRICS_PORT, METRICS_TYPE, exposition
 from ambient.redirect.pod_keeper import Around, PodKeeper
 from ambient.redirect.survey import survey
 from ambient.redirect.vips import VirtualAddresses
 from ambient.redirect.zds_server import Named, ZdsServer
 from ambient.wire.frames import Frame
-from ambient.wire.xds import NodePod
+from ambient.wire.xds import NodePod, PodReport
 
 log = logging.getLogger("agent")
 
@@ -43,25 +49,31 @@ class Settings:
     Attributes:
         node: Name of its node.
         zds_path: Where ztunnel finds it.
+        cni_path: Where ambient-cni finds it; "" for nowhere.
+        rules: How rules are put into pods.
         dns_addresses: What the name server listens on; none switches it off.
         dns_upstreams: Name servers for names outside the cluster.
+        metrics_port: Where its own numbers are served on the node; 0: nowhere.
         dns_capture: Whether pods' lookups may be sent to their proxy; false overrules every pod.
         services: Whether virtual addresses are translated here (``loopback`` has nothing to translate).
     """
 
     node: str
     zds_path: str
+    cni_path: str = ""
+    rules: Backend = backend
     dns_addresses: tuple[str, ...] = NETNS.dns
     dns_upstreams: tuple[str, ...] = ()
     dns_capture: bool = True
     services: bool = True
+    metrics_port: int = METRICS_PORT
 
 
 def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
     """Read the environment.
 
     Raises:
-        ConfigError: a name is missing.
+        ConfigError: a name is missing, or a value is none of those there are.
     """
     for name in ("NODE_NAME", "INPOD_UDS"):
         if not environment.get(name):
@@ -69,6 +81,8 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
     return Settings(
         node=environment["NODE_NAME"],
         zds_path=environment["INPOD_UDS"],
+        cni_path=environment.get("AMBIENT_CNI_SOCKET", ""),
+        rules=choose(environment.get(BACKEND_NAME, "")),
         dns_upstreams=tuple(environment.get("AMBIENT_DNS_UPSTREAMS", "").split()),
         # The name and the meaning that ztunnel gives it: the two must agree.
         dns_capture=environment.get("ISTIO_META_DNS_CAPTURE", "true").lower() == "true",
@@ -89,8 +103,9 @@ class Agent:
         self._vips = VirtualAddresses(self._follow.mesh, settings.node)
         self._dns = DnsServer(lambda: self._follow.mesh, settings.dns_upstreams)
         self._pods: dict[str, PodKeeper] = {}
-        self._attestor = Attestor(self._pods, self._zds)
-        self._around = Around(self._zds, self._follow.report, self._is_strict)
+        self._cni = CniServer(settings.cni_path, self._keeper, self._zds, settings.rules)
+        self._attestor = Attestor(self._pods, self._zds, attestable(settings.rules))
+        self._around = Around(self._zds, self._reported, settings.rules, self._is_strict)
         self._known = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._follow.on_update = self._vips.mesh_changed
@@ -116,6 +131,9 @@ class Agent:
                 nursery.start_soon(self._follow_control)
                 await self._follow.synchronised()
                 nursery.start_soon(self._attestor.run)
+                nursery.start_soon(self._serve_metrics)
+                if self._settings.cni_path:
+                    nursery.start_soon(self._cni.run)
                 if self._settings.services:
                     nursery.start_soon(self._vips.run)
                 nursery.start_soon(self._serve_names)
@@ -139,6 +157,19 @@ class Agent:
                 log.error("no name server: %s", group.exceptions[0])
             await trio.sleep(DNS_RETRY_SECONDS)
 
+    async def _serve_metrics(self) -> None:
+        if not self._settings.metrics_port:
+            return
+        try:
+            listener = listen_in(None, self._settings.metrics_port)
+        except OSError as exc:
+            log.error("no metrics on port %d: %s", self._settings.metrics_port, exc.strerror)
+            return
+        await pages.serve(listener, {"/metrics": {"GET": self._metrics}})
+
+    def _metrics(self, _query: pages.Query) -> pages.Answer:
+        return pages.Answer(200, exposition(self._attestor.statistics()), METRICS_TYPE)
+
     def _pods_named(self, pods: tuple[NodePod, ...]) -> None:
         """Control's full list of this node's pods."""
         assert self._nursery is not None
@@ -154,6 +185,17 @@ class Agent:
             keeper.recall()
             self._nursery.start_soon(keeper.run)
         self._known.set()
+        self._cni.changed()
+
+    def _reported(self, report: PodReport) -> None:
+        self._follow.report(report)
+        self._cni.changed()
+
+    def _keeper(self, namespace: str, name: str) -> PodKeeper | None:
+        """The newest pod of that name."""
+        who = (namespace, name)
+        found = [each for each in self._pods.values() if (each.pod.namespace, each.pod.name) == who]
+        return found[-1] if found else None
 
     def _is_strict(self, uid: str) -> bool:
         workload = self._follow.mesh.workload(uid)

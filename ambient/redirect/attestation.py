@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import logging
 import select
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -72,6 +73,10 @@ class Subject(Protocol):
         """The descriptor of its namespace; only while it is attestable."""
 
     @property
+    def opened(self) -> int:
+        """How often it opened a namespace: tells two apart whose descriptors have the same number."""
+
+    @property
     def path(self) -> str:
         """Where its namespace is found."""
 
@@ -93,6 +98,13 @@ class Subject(Protocol):
         """Try to enroll it again."""
 
 
+class RulesAsked(Protocol):
+    """Who tells whether rules stand."""
+
+    def stand(self, netns: int, capture: Capture) -> bool:
+        """Whether exactly the rules of *capture* are there, and the routes that they need."""
+
+
 class Ztunnel(Protocol):
     """The part of ``ZdsServer`` that is asked."""
 
@@ -108,12 +120,15 @@ class Ztunnel(Protocol):
 class _Watched:
     """One enrolled pod, and what it looked like when all was well."""
 
+    opened: int
     netns: int
     identity: tuple[int, int]
     watch: NetnsWatch
     capture: Capture | None = None
     generation: int = -1
     holders: Holders = field(default_factory=dict)
+    # What it looked like when all was well; equal bytes need no second look. b"": look.
+    fingerprint: bytes = b""
     past: Past = field(default_factory=Past)
 
 
@@ -147,12 +162,15 @@ class Attestor:
 
     Args:
         subjects: The keepers by uid; looked up anew each time.
+        rules: Who reads rules that are not nf_tables'; None for those that are.
     """
 
-    def __init__(self, subjects: Mapping[str, Subject], ztunnel: Ztunnel) -> None:
+    def __init__(
+        self, subjects: Mapping[str, Subject], ztunnel: Ztunnel, rules: RulesAsked | None = None
+    ) -> None:
         self._subjects = subjects
         self._ztunnel = ztunnel
-        self._rules = evidence.RuleReader()
+        self._rules = rules or evidence.RuleReader()
         self._watched: dict[str, _Watched] = {}
         self._lost: dict[str, _Lost] = {}
         self._owners: dict[int, str] = {}
@@ -187,20 +205,31 @@ class Attestor:
     async def _every_second(self) -> None:
         while True:
             started = trio.current_time()
-            for uid in self._watched.keys() - self._subjects.keys():
-                self._forget(uid)
-            for number, uid in enumerate(tuple(self._subjects)):
-                self._look(uid)
+            for number, _ in enumerate(self._looks()):
                 if number % LOOKS_IN_A_ROW == LOOKS_IN_A_ROW - 1:
                     await trio.lowlevel.checkpoint()
-            self._sockets = None
             self.on_round()
             await trio.sleep_until(started + CHECK_SECONDS)
+
+    def look_at_all(self) -> None:
+        """One round, without rest; what ``run`` does once a second."""
+        for _ in self._looks():
+            pass
+
+    def _looks(self) -> Iterator[None]:
+        for uid in self._watched.keys() - self._subjects.keys():
+            self._forget(uid)
+        for uid in tuple(self._subjects):
+            self._look(uid)
+            yield
+        self._sockets = None
 
     async def _on_events(self) -> None:
         while True:
             await trio.lowlevel.wait_readable(self._epoll.fileno())
             for uid in {self._owners[fd] for fd, _ in self._epoll.poll(0) if fd in self._owners}:
+                if (watched := self._watched.get(uid)) is not None:
+                    watched.fingerprint = b""  # Of routing, news are all there is.
                 self._look(uid)
             self._sockets = None
             await trio.sleep(PAUSE_SECONDS)
@@ -220,20 +249,38 @@ class Attestor:
             self._forget(uid)
 
     def _attest(self, uid: str, subject: Subject) -> None:
-        now = trio.current_time()
+        now = time.monotonic()
+        self._checks += 1
         try:
             watched = self._watch(uid, subject)
+            self._count_older(watched, subject)
+            if self._is_unchanged(watched, subject):
+                return
+            before = watched.watch.fingerprint()
             seen = self._see(watched, subject)
         except OSError as exc:
             log.error("%s cannot be attested: %s", uid, exc)
             self._forget(uid)
             return
-        self._checks += 1
+        verdict, watched.past = decide(seen, watched.past, now, self._ztunnel_now())
+        # What moves while it is looked at is not what was seen.
+        watched.fingerprint = before if isinstance(verdict, Fine) else b""
+        self._obey(uid, subject, verdict)
+
+    def _count_older(self, watched: _Watched, subject: Subject) -> None:
         if subject.existing.kept:
             living = watched.watch.living(subject.existing.kept[:MAX_CONNECTIONS_ASKED])
             subject.existing = Existing(tuple(living) + subject.existing.kept[MAX_CONNECTIONS_ASKED:])
-        verdict, watched.past = decide(seen, watched.past, now, self._ztunnel_now())
-        self._obey(uid, subject, verdict)
+
+    def _is_unchanged(self, watched: _Watched, subject: Subject) -> bool:
+        """The quick look: the pod is to the byte what it was when all was well."""
+        return (
+            watched.fingerprint != b""
+            and (self._ztunnel.connected or bool(self._ztunnel.pids()))
+            and (watched.capture is (now := subject.capture) or watched.capture == now)
+            and evidence.namespace_at(subject.path, watched.identity) is Namespace.SAME
+            and watched.watch.fingerprint() == watched.fingerprint
+        )
 
     def _ztunnel_now(self) -> attestation_plan.Ztunnel:
         if self._ztunnel.connected:
@@ -249,14 +296,14 @@ class Attestor:
                 subject.judged(verdict)
             case GiveUp(reason):
                 self._given_up += 1
-                self._lost[uid] = _Lost(0, trio.current_time() + retry_delay(0))
+                self._lost[uid] = _Lost(0, time.monotonic() + retry_delay(0))
                 log.error("%s is not enrolled any more: %s", uid, reason)
                 subject.judged(verdict)
             case Wait() | Fine():
                 pass
 
     def _try_again(self, uid: str, subject: Subject) -> None:
-        now = trio.current_time()
+        now = time.monotonic()
         lost = self._lost.setdefault(uid, _Lost(0, now))
         if now >= lost.at:
             lost.attempts += 1
@@ -265,13 +312,13 @@ class Attestor:
 
     def _watch(self, uid: str, subject: Subject) -> _Watched:
         found = self._watched.get(uid)
-        identity = netns_identity(subject.netns)
-        if found is not None and (found.netns, found.identity) == (subject.netns, identity):
+        if found is not None and found.opened == subject.opened:
             return found
         past = found.past if found is not None else Past()
         self._forget(uid)
         watch = NetnsWatch(subject.netns, PROXY_PORTS)
-        made = _Watched(subject.netns, identity, watch, past=past)
+        identity = netns_identity(subject.netns)
+        made = _Watched(subject.opened, subject.netns, identity, watch, past=past)
         self._watched[uid] = made
         for fd in watch.event_fds():
             self._owners[fd] = uid
@@ -293,6 +340,8 @@ class Attestor:
         if namespace is not Namespace.SAME:
             return Seen(namespace=namespace)
         who, detail = self._listeners(watched)
+        if who is Listeners.OURS and self._ztunnel_now() is attestation_plan.Ztunnel.AWAY:
+            who, detail = Listeners.HELD, "nobody accepts its connections: no ztunnel serves this node"
         return Seen(listeners=who, rules=self._see_rules(watched, subject.capture), detail=detail)
 
     def _see_rules(self, watched: _Watched, capture: Capture) -> Rules:

@@ -4,10 +4,13 @@ Pure. One table, first match wins; *now* and what the past was are arguments::
 
     namespace gone                 wait 2 s (its end is usually on its way to us), then give up
     namespace another one          leave the old one, enroll in the new one
-    a port held by a stranger      give up: no repair takes a socket away from its process
+    a port held by a stranger      give up: no repair takes a socket away from its process; without a ztunnel
+                                   wait 5 s for it, for an agent that has just come knows none yet
     a port without listener        ask ztunnel to listen; one that has just come is given 30 s to open all of
                                    the node's; without one wait 5 s for it, then give up
     rules or routes other          put them back
+    listeners held by us alone     a dead ztunnel's: whoever connects waits in the queue. Wait 10 s for the
+                                   next ztunnel, then give up
     otherwise                      all is well
 
 A repair that is needed again and again is a fight with somebody in the pod, and a pod that is captured
@@ -27,6 +30,8 @@ CHECK_SECONDS = 1.0
 GONE_SECONDS = 2.0
 # A ztunnel that crashed is back within a second; picked, not measured.
 ZTUNNEL_SECONDS = 5.0
+# While we hold its listeners, a connection waits as long as a patient client does; picked, not measured.
+HELD_SECONDS = 10.0
 # It opens the listeners of 250 pods one after the other, each with a certificate; picked, not measured.
 ARRIVAL_SECONDS = 30.0
 # Picked, not measured.
@@ -47,6 +52,7 @@ class Listeners(Enum):
     """Who listens on the proxy's ports in it."""
 
     OURS = auto()
+    HELD = auto()
     MISSING = auto()
     FOREIGN = auto()
 
@@ -156,11 +162,14 @@ def _verdict(seen: Seen, wrong_for: float, ztunnel: Ztunnel) -> Verdict:
     if seen.namespace is Namespace.OTHER:
         return Repair(What.NAMESPACE, "its network namespace was replaced")
     if seen.listeners is Listeners.FOREIGN:
-        return GiveUp(seen.detail)
+        unknown = ztunnel is Ztunnel.AWAY and wrong_for < ZTUNNEL_SECONDS
+        return Wait() if unknown else GiveUp(seen.detail)
     if seen.listeners is Listeners.MISSING:
         return _without_listener(seen.detail, wrong_for, ztunnel)
     if seen.rules is Rules.DIFFER:
         return Repair(What.RULES, "somebody changed its redirection rules")
+    if seen.listeners is Listeners.HELD:
+        return GiveUp(seen.detail) if wrong_for >= HELD_SECONDS else Wait()
     return Fine()
 
 

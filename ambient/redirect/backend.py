@@ -8,12 +8,14 @@ one transaction.
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace as changed
 from enum import Enum, auto
 
 from ambient.engine.netlink import NetlinkSocket
-from ambient.redirect import conntrack
+from ambient.redirect import conntrack, listing
+from ambient.redirect.listing import Found
 from ambient.redirect.plan import (
     LOCAL_ROUTES,
     ROUTING_RULES,
@@ -25,7 +27,8 @@ from ambient.redirect.plan import (
     drain_plan,
 )
 from ambient.wire import netlink_route, nft_dump, nft_encode
-from ambient.wire.netlink import NETLINK_NETFILTER
+from ambient.wire.netlink import AF_INET, AF_INET6, NETLINK_NETFILTER
+from ambient.wire.netlink_route import RTN_LOCAL
 from ambient.wire.nft import Table
 
 # Well below what the kernel takes from anybody (net.core.wmem_max, 212,992 by default, counted twice).
@@ -46,13 +49,10 @@ def install(netns: int, capture: Capture) -> None:
     """Capture the pod, whatever stood there; connections already captured live on.
 
     The routes come first: with a rule but without its route an answer would leave for the client and
-    never pass the proxy. Where nothing stood, whatever conntrack has kept of an earlier capture goes before.
+    never pass the proxy. They lead to loopback, which not every runtime has brought up by then. Where nothing
+    stood, whatever conntrack has kept of an earlier capture goes before.
     """
-    with NetlinkSocket(netns) as nl:
-        for rule, route in zip(ROUTING_RULES, LOCAL_ROUTES, strict=True):
-            nl.add_route(route, link="lo", table=ROUTING_TABLE, local=True)
-            with suppress(FileExistsError):
-                nl.run(netlink_route.add_rule(rule))
+    add_routing(netns)
     table = capture_plan(capture)
     if _stands(netns, table):
         return
@@ -72,11 +72,24 @@ def drain(netns: int) -> None:
 def remove(netns: int) -> None:
     """Leave nothing behind; connections still captured are cut."""
     with NetlinkSocket(netns, NETLINK_NETFILTER) as nl:
-        stood = bool(_chains(nl, TABLE))
-        if stood:
+        if _chains(nl, TABLE):
             nl.transaction(nft_encode.delete(TABLE))
-    if stood:
-        conntrack.forget_captured(netns)
+    remove_routing(netns)
+
+
+def add_routing(netns: int) -> None:
+    """Lead the answers to foreign addresses back to the proxy: not netfilter's part, and the same for all."""
+    with NetlinkSocket(netns) as nl:
+        nl.set_up("lo")
+        for rule, route in zip(ROUTING_RULES, LOCAL_ROUTES, strict=True):
+            nl.add_route(route, link="lo", table=ROUTING_TABLE, local=True)
+            with suppress(FileExistsError):
+                nl.run(netlink_route.add_rule(rule))
+
+
+def remove_routing(netns: int) -> None:
+    """Undo ``add_routing``, when no rule of ours is left; loopback stays up, conntrack forgets our part."""
+    conntrack.forget_captured(netns)
     with NetlinkSocket(netns) as nl:
         for rule, route in zip(ROUTING_RULES, LOCAL_ROUTES, strict=True):
             with suppress(FileNotFoundError):
@@ -99,6 +112,36 @@ def standing(netns: int, capture: Capture = Capture()) -> Standing:  # noqa: B00
     if nft_dump.stands(closed_plan(capture), rules):
         return Standing.CLOSED
     return Standing.DRAINING if nft_dump.stands(drain_plan(), rules) else Standing.DAMAGED
+
+
+def read(netns: int) -> Found:
+    """Read from the kernel everything of ours, rule by rule."""
+    with NetlinkSocket(netns, NETLINK_NETFILTER) as nl:
+        chains = _chains(nl, TABLE)
+        dumped = nl.dump(nft_encode.dump_rules(TABLE)) if chains else []
+    with NetlinkSocket(netns) as nl:
+        there = [each for family in (AF_INET, AF_INET6) for each in nl.rules(family)]
+        routes = {
+            index
+            for index, family in enumerate((AF_INET, AF_INET6))
+            if any(each.table == ROUTING_TABLE and each.kind == RTN_LOCAL for each in nl.routes(family))
+        }
+    return Found(
+        chains=frozenset(chains),
+        rules=tuple(map(nft_dump.decode_rule, dumped)),
+        routing_rules=frozenset(index for index, rule in enumerate(ROUTING_RULES) if rule in there),
+        routes=frozenset(routes),
+    )
+
+
+def planned(table: Table | None) -> list[str]:
+    """The lines of what should stand."""
+    return listing.planned(table)
+
+
+def present(netns: int, known: Sequence[Table]) -> list[str]:
+    """The lines of what stands."""
+    return listing.standing(read(netns), known)
 
 
 def put(netns: int | None, table: Table) -> None:

@@ -64,6 +64,16 @@ def routing_stands(netns: int) -> bool:
     return True
 
 
+def routing_left_over(netns: int) -> bool:
+    """Whether any routing rule or route of a capture is there."""
+    with NetlinkSocket(netns) as nl:
+        return any(
+            rule in nl.rules(rule.family)
+            or any(each.table == ROUTING_TABLE for each in nl.routes(rule.family))
+            for rule in ROUTING_RULES
+        )
+
+
 def listeners(
     found: Holders, ports: Iterable[int], sockets_of_ztunnel: frozenset[int]
 ) -> tuple[Listeners, str]:

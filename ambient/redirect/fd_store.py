@@ -28,7 +28,7 @@ class FdStore:
         self._keys: dict[SpiffeId, int] = {}
 
     def keep_listeners(self, uid: str, sockets: Iterable[tuple[int, int]]) -> bool:
-        """Hold (port, descriptor) pairs in place of what was held of *uid*; False if any is no listener."""
+        """Hold (port, descriptor) pairs in place of what was held of *uid*; False if any takes nothing in."""
         found = dict(sockets)
         if not all(map(_listens, found.values())):
             close_all(found.values())
@@ -86,6 +86,9 @@ def _listens(fd: int) -> bool:
     with suppress(OSError):
         sock = socket.socket(fileno=fd)
         try:
+            if sock.type == socket.SOCK_DGRAM:
+                # A name server's: bound is all that it can be.
+                return sock.family in (socket.AF_INET, socket.AF_INET6) and sock.getsockname()[1] != 0
             return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
         finally:
             sock.detach()

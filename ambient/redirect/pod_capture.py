@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from ambient.engine.netlink import NetlinkSocket
 from ambient.engine.netns import netns_identity, open_netns
 from ambient.errors import ConfigError
-from ambient.redirect import backend, sockets
+from ambient.redirect import sockets
+from ambient.redirect.backends import Backend
 from ambient.redirect.plan import Capture
 from ambient.wire.netlink_diag import TcpSocket
 from ambient.wire.xds import NodePod
@@ -61,10 +62,11 @@ class Existing:
     reset: tuple[TcpSocket, ...] = ()
 
 
-def install(netns: int, pod: NodePod) -> Existing:
+def install(rules: Backend, netns: int, pod: NodePod) -> Existing:
     """Install the rules and do with older connections what *pod* says."""
-    older = sockets.established(netns)
-    backend.install(netns, capture_of(pod))
+    # A pod that drains has connections which the proxy carries: those are the mesh's.
+    older = sockets.past_the_proxy(netns, capture_of(pod))
+    rules.install(netns, capture_of(pod))
     if pod.existing != "reset":
         return Existing(kept=older)
     sockets.reset(netns, older)

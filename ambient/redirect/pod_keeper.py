@@ -19,19 +19,21 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
 import trio
 
 from ambient.engine.netns import netns_identity, open_netns
 from ambient.errors import AmbientError, ConfigError
 from ambient.model.identity import DEFAULT_TRUST_DOMAIN, SpiffeId
-from ambient.redirect import backend, evidence, pod_capture
+from ambient.redirect import backend, evidence, listing, pod_capture, sockets
 from ambient.redirect.attestation_plan import GiveUp, Namespace, Repair, What
 from ambient.redirect.backend import Standing
-from ambient.redirect.plan import Capture, closed_plan, drain_plan
+from ambient.redirect.backends import Backend
+from ambient.redirect.plan import Capture, capture_plan, closed_plan, drain_plan
 from ambient.redirect.pod_capture import Existing
 from ambient.redirect.survey import shown
+from ambient.wire.nft import Table
 from ambient.wire.xds import NodePod, PodReport
 from ambient.wire.zds import WorkloadInfo
 
@@ -70,6 +72,7 @@ class Around:
 
     ztunnel: Ztunnel
     report: Callable[[PodReport], None]
+    rules: Backend = backend
     # Whether policy lets nobody without an identity into the workload of this uid.
     is_strict: Callable[[str], bool] = lambda uid: False
 
@@ -80,20 +83,27 @@ class PodKeeper:
     Attributes:
         pod: What control said last.
         state: Where it stands.
+        opened: How often it opened a namespace.
+        reason: Why it was not enrolled when that was last tried, if it was not.
         existing: Connections older than its capture; attestation takes off those that have ended.
     """
 
     def __init__(self, pod: NodePod, around: Around) -> None:
         self.pod = pod
         self.state = State.NONE
+        self.reason = ""
         self.existing = Existing()
         self._around = around
         self._netns: int | None = None
+        self.opened = 0
         self._served = False
         self._drained = False
         self._gone = False
         self._asked = True
         self._busy = False
+        # Enrolled by another agent: which connections are older than that is still to be found out.
+        self._recalled = False
+        self._capture_of_pod = pod_capture.capture_of(pod)
         self._verdict: Repair | GiveUp | None = None
         self._repairs = 0
         self._changed = trio.Event()
@@ -103,6 +113,7 @@ class PodKeeper:
         """Control's newest word."""
         if pod != self.pod:
             self.pod = pod
+            self._capture_of_pod = pod_capture.capture_of(pod)
             self._wake()
 
     def gone(self) -> None:
@@ -136,7 +147,7 @@ class PodKeeper:
     @property
     def lost(self) -> bool:
         """Whether it is to be enrolled and could not be kept so."""
-        return self.state is State.LOST and not self._busy
+        return self.state is State.LOST
 
     @property
     def netns(self) -> int:
@@ -152,7 +163,7 @@ class PodKeeper:
     @property
     def capture(self) -> Capture:
         """What is captured of it."""
-        return pod_capture.capture_of(self.pod)
+        return self._capture_of_pod
 
     def judged(self, verdict: Repair | GiveUp) -> None:
         """Put right what is wrong, or admit that it is lost."""
@@ -161,7 +172,8 @@ class PodKeeper:
 
     def retry(self) -> None:
         """Try again to enroll a lost pod."""
-        self._wake()
+        if not self._busy:
+            self._wake()
 
     def named(self) -> tuple[WorkloadInfo, int] | None:
         """For ztunnel's snapshot: whom to serve and where, if the pod is captured."""
@@ -172,17 +184,54 @@ class PodKeeper:
     def recall(self) -> None:
         """Read from the kernel where the pod stands; for an agent that has just started."""
         try:
-            match backend.standing(self._open(), self.capture):
+            match self._around.rules.standing(self._open(), self.capture):
                 case Standing.CAPTURED | Standing.DAMAGED:
                     self.state, self._served = State.ENROLLED, True
+                    self._recalled = True
                 case Standing.DRAINING:
                     self.state = State.DRAINING
                 case Standing.CLOSED:
                     self.state = State.LOST
                 case Standing.NONE:
                     self.state = State.NONE
+                    # The last agent ended between the table and its routes.
+                    if evidence.routing_left_over(self.netns):
+                        self._around.rules.remove(self.netns)
         except (OSError, AmbientError) as exc:
             log.debug("%s: %s", self.pod.uid, exc)
+
+    def should_stand(self) -> Table | None:
+        """The rules that its namespace should hold now."""
+        match self.state:
+            case State.ENROLLED:
+                return capture_plan(self.capture)
+            case State.LOST if self._is_strict():
+                return closed_plan(self.capture)
+            case State.DRAINING | State.LOST:
+                return drain_plan()
+            case _:
+                return None
+
+    def show(self) -> dict[str, Any]:
+        """What should stand in its namespace and what does, as text.
+
+        Raises:
+            ConfigError: it has no namespace.
+        """
+        rules, would = self._around.rules, capture_plan(self.capture)
+        should = rules.planned(self.should_stand())
+        does = rules.present(self._open(), (would, closed_plan(self.capture), drain_plan()))
+        return {
+            "uid": self.pod.uid,
+            "state": self.state.value,
+            "plan": should or rules.planned(would),
+            "kernel": does,
+            "diff": listing.difference(should, does),
+        }
+
+    def is_captured(self, netns: int) -> bool:
+        """Whether *netns* holds exactly the rules that the pod is to be captured by."""
+        return self._around.rules.standing(netns, self.capture) is Standing.CAPTURED
 
     async def run(self) -> None:
         """Follow ``want`` until ``gone``. A cancelled one leaves the pod as it stands: agents come and go."""
@@ -231,10 +280,10 @@ class PodKeeper:
         except (OSError, AmbientError) as exc:
             reason = str(exc) or type(exc).__name__
             log.error("%s is not enrolled: %s", self.pod.uid, reason)
-            self.state = State.FAILED
+            self.state, self.reason = State.FAILED, reason
             self._report(reason, started=started)
             return
-        self.state = State.ENROLLED
+        self.state, self.reason = State.ENROLLED, ""
         kept, reset = len(self.existing.kept), len(self.existing.reset)
         log.info("%s is enrolled; %d established connections kept, %d reset", self.pod.uid, kept, reset)
         self._report(existing=self.existing, started=started)
@@ -248,7 +297,9 @@ class PodKeeper:
             await self._around.ztunnel.add(self._workload(), netns)
             # From here on a ztunnel that comes anew is told of it, though the rules are not there yet.
             self._served = True
-            self.existing = await trio.to_thread.run_sync(pod_capture.install, netns, self.pod)
+            self.existing = await trio.to_thread.run_sync(
+                pod_capture.install, self._around.rules, netns, self.pod
+            )
         except BaseException:
             with trio.CancelScope(shield=True):
                 await self._undo(netns, was)
@@ -262,9 +313,9 @@ class PodKeeper:
                 case State.LOST:
                     await trio.to_thread.run_sync(self._shut_or_drain, netns, self._is_strict())
                 case State.DRAINING:
-                    await trio.to_thread.run_sync(backend.drain, netns)
+                    await trio.to_thread.run_sync(self._around.rules.drain, netns)
                 case _:
-                    await trio.to_thread.run_sync(backend.remove, netns)
+                    await trio.to_thread.run_sync(self._around.rules.remove, netns)
         await self._around.ztunnel.delete(self.pod.uid)
 
     async def _put_right(self, verdict: Repair | GiveUp, started: float) -> None:
@@ -274,7 +325,7 @@ class PodKeeper:
         try:
             match verdict.what:
                 case What.RULES:
-                    await trio.to_thread.run_sync(backend.install, self._open(), self.capture)
+                    await trio.to_thread.run_sync(self._around.rules.install, self._open(), self.capture)
                 case What.LISTENERS:
                     # It may believe that it listens: forget first.
                     await self._around.ztunnel.delete(self.pod.uid)
@@ -301,7 +352,7 @@ class PodKeeper:
         self._served = False
         if self._netns is not None:
             with suppress(OSError):
-                await trio.to_thread.run_sync(backend.remove, self._netns)
+                await trio.to_thread.run_sync(self._around.rules.remove, self._netns)
         self._close()
 
     async def _lose(self, reason: str) -> None:
@@ -361,27 +412,31 @@ class PodKeeper:
                 await trio.to_thread.run_sync(self._shut_or_drain, self._netns, strict)
 
     def _shut_or_drain(self, netns: int, strict: bool) -> None:
-        now = backend.standing(netns, self.capture)
+        now = self._around.rules.standing(netns, self.capture)
         if strict and now is not Standing.CLOSED:
-            backend.put(netns, closed_plan(self.capture))
+            self._around.rules.put(netns, closed_plan(self.capture))
         elif not strict and now not in (Standing.NONE, Standing.DRAINING):
-            backend.put(netns, drain_plan())
+            self._around.rules.put(netns, drain_plan())
 
     async def _mend(self, asked: bool) -> None:
         """It is enrolled as it should be; make sure of the rules and say so."""
         try:
-            await trio.to_thread.run_sync(backend.install, self._open(), pod_capture.capture_of(self.pod))
+            netns = self._open()
+            await trio.to_thread.run_sync(self._around.rules.install, netns, self.capture)
+            if self._recalled:
+                older = await trio.to_thread.run_sync(sockets.past_the_proxy, netns, self.capture)
+                self.existing, self._recalled = Existing(kept=older), False
         except (OSError, AmbientError) as exc:
             log.error("the rules of %s cannot be mended: %s", self.pod.uid, exc)
         if asked:
-            self._report()
+            self._report(existing=self.existing)
 
     async def _release(self, started: float) -> None:
         try:
             netns = self._open()
-            if backend.standing(netns) is Standing.NONE:
+            if self._around.rules.standing(netns) is Standing.NONE:
                 raise ConfigError("it is not captured")
-            await trio.to_thread.run_sync(backend.drain, netns)
+            await trio.to_thread.run_sync(self._around.rules.drain, netns)
         except (OSError, AmbientError) as exc:
             log.info("%s has nothing to release: %s", self.pod.uid, exc)
             self.state = State.NONE
@@ -395,7 +450,7 @@ class PodKeeper:
     async def _finish(self) -> None:
         if self._netns is not None:
             with suppress(OSError):
-                await trio.to_thread.run_sync(backend.remove, self._netns)
+                await trio.to_thread.run_sync(self._around.rules.remove, self._netns)
         self.state = State.NONE
         log.info("%s has left the mesh", self.pod.uid)
         self._report()
@@ -408,7 +463,7 @@ class PodKeeper:
         await self._around.ztunnel.delete(self.pod.uid)
         if self._netns is not None:
             with suppress(OSError):
-                await trio.to_thread.run_sync(backend.remove, self._netns)
+                await trio.to_thread.run_sync(self._around.rules.remove, self._netns)
 
     def _open(self) -> int:
         """The pod's namespace, opened once: its path may come to mean another one.
@@ -419,6 +474,7 @@ class PodKeeper:
         if self._netns is None:
             try:
                 self._netns = open_netns(self.pod.netns)
+                self.opened += 1
             except OSError as exc:
                 raise ConfigError(f"no network namespace {self.pod.netns!r}: {exc.strerror}") from exc
         return self._netns

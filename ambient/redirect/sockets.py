@@ -5,11 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from contextlib import suppress
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 from ambient.engine.netlink import NetlinkSocket
-from ambient.redirect.plan import HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT
+from ambient.model.exclusions import Exclusions
+from ambient.redirect.plan import (
+    HBONE_PORT,
+    INBOUND_PORT,
+    MARK_MASK,
+    OUTBOUND_PORT,
+    PROBE_SOURCES,
+    PROXY_MARK,
+    Capture,
+)
 from ambient.wire import netlink_diag
 from ambient.wire.netlink import AF_INET, AF_INET6, NETLINK_SOCK_DIAG
 from ambient.wire.netlink_diag import CLOSE_WAIT, ESTABLISHED, LISTEN, TcpSocket
@@ -25,6 +34,45 @@ def listeners(netns: int, ports: tuple[int, ...] = PROXY_PORTS) -> tuple[TcpSock
 def established(netns: int) -> tuple[TcpSocket, ...]:
     """Connections to elsewhere that are open; those within the pod are never captured and not counted."""
     return tuple(each for each in _sockets(netns, ESTABLISHED, CLOSE_WAIT) if not _stays_inside(each))
+
+
+def past_the_proxy(netns: int, capture: Capture) -> tuple[TcpSocket, ...]:
+    """Connections of a captured pod that its proxy does not carry: those that are older than the capture.
+
+    Whoever the owner of the pod, or the node's probes, wanted left alone is not among them.
+    """
+    return unproxied(established(netns), capture)
+
+
+def unproxied(found: Iterable[TcpSocket], capture: Capture) -> tuple[TcpSocket, ...]:
+    """Those of a captured pod's connections that have no socket of the proxy as their other end. Pure.
+
+    An application's connection out was redirected if the proxy accepted it on its port, from the same
+    address and port; one in was proxied if the proxy dialled it, carrying the client's.
+    """
+    everything = tuple(found)
+    proxies = [each for each in everything if each.mark & MARK_MASK == PROXY_MARK]
+    accepted = {(each.remote, each.remote_port) for each in proxies if each.local_port == OUTBOUND_PORT}
+    dialled = {(each.local, each.local_port, each.remote, each.remote_port) for each in proxies}
+    return tuple(
+        each
+        for each in everything
+        if each not in proxies
+        and (each.local, each.local_port) not in accepted
+        and (each.remote, each.remote_port, each.local, each.local_port) not in dialled
+        and not _is_spared(each, capture.exclusions)
+    )
+
+
+def _is_spared(connection: TcpSocket, exclusions: Exclusions) -> bool:
+    remote = ip_address(connection.remote)
+    ranges = (*exclusions.outbound_ranges, *exclusions.inbound_ranges)
+    return (
+        connection.remote in PROBE_SOURCES
+        or connection.remote_port in exclusions.outbound_ports
+        or connection.local_port in exclusions.inbound_ports
+        or any(remote in ip_network(each) for each in ranges)
+    )
 
 
 def reset(netns: int, connections: tuple[TcpSocket, ...]) -> int:

@@ -46,7 +46,7 @@ def survey(pod: NodePod, ztunnels: frozenset[int]) -> dict[str, Any]:
     except (OSError, AmbientError) as exc:
         found["blocker"] = str(exc)
     try:
-        older = sockets.established(netns)
+        older = sockets.past_the_proxy(netns, capture)
         found |= {"established": len(older), "connections": shown(older)}
     except OSError as exc:
         found["blocker"] = found["blocker"] or str(exc)

@@ -7,10 +7,12 @@ gets the listeners and keys of the one before it; when it has everything, the ot
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import os
 import socket
+import stat
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -34,6 +36,8 @@ ADD_DEADLINE = 17.0
 # How long a request waits for a ztunnel that is not there; picked, not measured.
 CONNECT_DEADLINE = 10.0
 BACKLOG = 8
+# How often it is looked whether ztunnels can still find us; picked, not measured.
+PATH_SECONDS = 1.0
 
 Named: TypeAlias = tuple[WorkloadInfo, int]
 
@@ -76,15 +80,22 @@ class ZdsServer:
         """Listen until cancelled.
 
         Raises:
-            OSError: the path cannot be bound.
+            OSError: the path cannot be bound, another agent listens there, or others may write there.
         """
         listener = _listen(self._path)
         try:
             async with trio.open_nursery() as nursery:
                 task_status.started()
                 while True:
-                    sock, _ = await listener.accept()
-                    nursery.start_soon(self._serve, sock)
+                    with trio.move_on_after(PATH_SECONDS):
+                        sock, _ = await listener.accept()
+                        nursery.start_soon(self._serve, sock)
+                        continue
+                    # Gone, not replaced: whoever has put another one there is not to be fought.
+                    if not os.path.lexists(self._path):
+                        log.warning("%s is gone; listening there again", self._path)
+                        listener.close()
+                        listener = _listen(self._path)
         finally:
             listener.close()
             self._store.close()
@@ -258,8 +269,8 @@ def _adding(link: ZtunnelLink, workload: WorkloadInfo) -> Callable[[], bytes]:
 
 def _listen(path: str) -> trio.socket.SocketType:
     Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with suppress(FileNotFoundError):
-        os.unlink(path)
+    require_own_directory(Path(path).parent)
+    _remove_dead_socket(path)
     made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     try:
         made.bind(path)
@@ -270,3 +281,37 @@ def _listen(path: str) -> trio.socket.SocketType:
         made.close()
         raise
     return trio.socket.from_stdlib_socket(made)
+
+
+def require_own_directory(directory: Path) -> None:
+    """Who may write there could put another socket in our place, and be asked for namespaces and keys.
+
+    Raises:
+        PermissionError: somebody else may.
+    """
+    found = os.lstat(directory)
+    if not stat.S_ISDIR(found.st_mode):
+        raise PermissionError(f"{directory} is no directory of its own; it must not be a link")
+    if found.st_uid not in (0, os.geteuid()):
+        raise PermissionError(f"{directory} belongs to uid {found.st_uid}, must be ours")
+    if found.st_mode & 0o022:
+        mode = found.st_mode & 0o777
+        raise PermissionError(f"{directory} can be written by others (mode {mode:o}): chmod 700")
+
+
+def _remove_dead_socket(path: str) -> None:
+    """What an agent left that is gone; anything else is not ours to remove."""
+    with suppress(FileNotFoundError):
+        found = os.lstat(path)
+        if not stat.S_ISSOCK(found.st_mode) or found.st_uid not in (0, os.geteuid()):
+            raise PermissionError(f"{path} is not a socket of ours; remove it, or choose another path")
+        if _is_served(path):
+            raise OSError(errno.EADDRINUSE, f"another node agent listens on {path}")
+        os.unlink(path)
+
+
+def _is_served(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as probe:
+        probe.setblocking(False)
+        # EAGAIN: its queue is full, so somebody owns it.
+        return probe.connect_ex(path) in (0, errno.EAGAIN)

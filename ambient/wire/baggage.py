@@ -10,7 +10,7 @@ and W3C Trace Context 2.2 for the forms, RFC 7239 section 4 for ``forwarded``.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
@@ -116,6 +116,22 @@ def parse_forwarded(text: str) -> tuple[str, str] | None:
 def format_traceparent(trace: int, span: int) -> str:
     """A version-00 ``traceparent``, not sampled; only the lowest 128 and 64 bits count."""
     return f"00-{trace % 2**128:032x}-{span % 2**64:016x}-00"
+
+
+def next_traceparent(text: str, span: int) -> str:
+    """The ``traceparent`` of our own part of the trace that *text* belongs to: same trace, same flags.
+
+    Args:
+        text: One for which ``is_traceparent`` holds.
+    """
+    version, trace, _theirs, flags = text.split("-")
+    return f"{version}-{trace}-{span % 2**64:016x}-{flags}"
+
+
+def traceparent_in(headers: Iterable[tuple[str, str]]) -> str:
+    """The one ``traceparent`` among *headers*; "" if there is none, more than one, or an odd one."""
+    found = [value for name, value in headers if name == "traceparent"]
+    return found[0] if len(found) == 1 and is_traceparent(found[0]) else ""
 
 
 def is_traceparent(text: str) -> bool:

@@ -159,6 +159,11 @@ class HboneConnection(FrameSplitter):
         return events
 
     @property
+    def settled(self) -> bool:
+        """Whether the peer's first SETTINGS came."""
+        return self._settled
+
+    @property
     def has_output(self) -> bool:
         """Whether ``take_output`` would give something."""
         return bool(self._out)

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 
 from ambient.errors import RemoteProtocolError
-from ambient.wire.netlink import AF_INET, NLM_F_ACK, NLM_F_DUMP, Message, Request
+from ambient.wire.netlink import AF_INET, NLM_F_ACK, NLM_F_DUMP, Message, Request, attributes, number
 
 SOCK_DIAG_BY_FAMILY, SOCK_DESTROY = 20, 21
 IPPROTO_TCP = 6
 # States of TCP (net/tcp_states.h).
-ESTABLISHED, CLOSE_WAIT, LISTEN = 1, 8, 10
+ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2, CLOSE_WAIT, LISTEN = 1, 4, 5, 8, 10
+# Those in which bytes may still come or go.
+CARRYING = frozenset({ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2, CLOSE_WAIT})
 NO_COOKIE = (0xFFFFFFFF, 0xFFFFFFFF)
 
 # family, protocol, extensions, (pad), states; then the socket's name.
@@ -28,6 +30,9 @@ _INTERFACE_AND_COOKIE = struct.Struct("=III")
 _ANSWER_HEAD = struct.Struct("=BBBB")
 _ANSWER_TAIL = struct.Struct("=IIIII")
 _NAME_BYTES = _NAME.size + _INTERFACE_AND_COOKIE.size
+_ANSWER_BYTES = _ANSWER_HEAD.size + _NAME_BYTES + _ANSWER_TAIL.size
+# The kernel adds it to every answer to those with CAP_NET_ADMIN.
+INET_DIAG_MARK = 15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +43,7 @@ class TcpSocket:
         local, remote: Addresses as canonical text; IPv4 behind an IPv6 socket is IPv4.
         inode: Of the socket, as in ``/proc/<pid>/fd``: tells whose it is; 0 if nobody's any more.
         cookie: The kernel's name for it, never used again; SOCK_DESTROY takes it.
+        mark: Of the socket (SO_MARK); 0 if it has none, or if we may not know.
         raw_name: Its name as the kernel wrote it: ports, addresses, interface, cookie.
     """
 
@@ -51,6 +57,7 @@ class TcpSocket:
     inode: int
     cookie: tuple[int, int]
     raw_name: bytes
+    mark: int = 0
 
 
 def dump_tcp(family: int, *states: int) -> Request:
@@ -105,6 +112,7 @@ def decode_socket(message: Message) -> TcpSocket:
         inode=inode,
         cookie=(cookie[0], cookie[1]),
         raw_name=name,
+        mark=number(attributes(body[_ANSWER_BYTES:]).get(INET_DIAG_MARK)),
     )
 
 

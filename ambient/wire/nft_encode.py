@@ -278,14 +278,16 @@ def _statement(term: Term) -> Iterable[tuple[str, bytes]]:
 def _address(end: End, network: IPv4Network | IPv6Network) -> list[tuple[str, bytes]]:
     family = NFPROTO_IPV4 if network.version == 4 else NFPROTO_IPV6
     raw = network.network_address.packed
+    # As nft does it, so that each reads the other's rules as its own: of whole bytes only those are compared.
+    size = network.prefixlen // 8 if network.prefixlen and network.prefixlen % 8 == 0 else len(raw)
     found = [
         _meta(_META_NFPROTO),
         _compare(bytes((family,))),
-        _payload(_NETWORK_HEADER, _OFFSETS[network.version, end], len(raw)),
+        _payload(_NETWORK_HEADER, _OFFSETS[network.version, end], size),
     ]
-    if network.prefixlen < network.max_prefixlen:
+    if network.prefixlen < network.max_prefixlen and size == len(raw):
         found.append(_and(network.netmask.packed))
-    return [*found, _compare(raw)]
+    return [*found, _compare(raw[:size])]
 
 
 def _translate(ip: str, port: int) -> list[tuple[str, bytes]]:

@@ -51,6 +51,11 @@ VERSION = 1
 # An ``add`` with the longest names Kubernetes allows and a 2048-byte identity is below 4 KiB.
 MAX_PACKET_BYTES = 4096
 
+# Kubernetes' longest: cluster, kind, namespace, name (253 each at most) and our generation. Picked.
+MAX_UID_CHARACTERS = 1024
+# Of a peer's text in a message.
+MAX_SHOWN = 64
+
 # Requests an agent may have under way; it is far more patient than any node has pods (250). Picked.
 MAX_UNANSWERED = 4096
 
@@ -132,6 +137,13 @@ class Retired:
 
 
 @dataclass(frozen=True, slots=True)
+class Refused:
+    """A whole request that means nothing to us; close its descriptors, answer with ``ack(reason)``."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Greeted:
     """ztunnel is there and understands us; the snapshot may begin, unless it has *retired*."""
 
@@ -161,7 +173,7 @@ class Drained:
 
 
 ZtunnelEvent: TypeAlias = (
-    WorkloadAdded | WorkloadRemoved | SnapshotSent | ListenersPassed | KeyPassed | Retired
+    WorkloadAdded | WorkloadRemoved | SnapshotSent | ListenersPassed | KeyPassed | Retired | Refused
 )
 AgentEvent: TypeAlias = Greeted | Acked | Drained | ListenersPassed | KeyPassed
 
@@ -205,17 +217,24 @@ class _Connection:
         if self.state not in states:
             raise LocalProtocolError(f"not possible in state {self.state.name}")
 
+    @staticmethod
+    def _require_whole(data: bytes, truncated: bool) -> None:
+        if truncated or len(data) > MAX_PACKET_BYTES:
+            raise RemoteProtocolError(f"packet cut or over {MAX_PACKET_BYTES} bytes, or its descriptors cut")
+
     def _decode(
         self, table: dict[tuple[State, str], State], data: bytes, truncated: bool
     ) -> tuple[Frame, State]:
-        if truncated or len(data) > MAX_PACKET_BYTES:
-            raise RemoteProtocolError(f"packet cut or over {MAX_PACKET_BYTES} bytes, or its descriptors cut")
+        self._require_whole(data, truncated)
         frame = decode_map(data)
+        return frame, self._next(table, frame)
+
+    def _next(self, table: dict[tuple[State, str], State], frame: Frame) -> State:
         kind = str(frame.get("kind"))
         next_state = table.get((self.state, kind))
         if next_state is None:
-            raise RemoteProtocolError(f"{kind!r} is not allowed in {self.state.name}")
-        return frame, next_state
+            raise RemoteProtocolError(f"{kind[:MAX_SHOWN]!r} is not allowed in {self.state.name}")
+        return next_state
 
 
 class ZtunnelConnection(_Connection):
@@ -257,19 +276,27 @@ class ZtunnelConnection(_Connection):
             fds: The descriptors that came beside it.
             truncated: The kernel said that the packet or its descriptors were cut.
 
+        A request that is whole, but makes no sense, is ``Refused``: every request has its answer, so both
+        ends stay in step, and one of a newer agent costs no more than itself.
+
         Raises:
-            RemoteProtocolError: the agent broke the protocol.
+            RemoteProtocolError: the packet was cut, or is no map: who knows what it was meant to be.
         """
         self._require(*_MAY_SPEAK)
         try:
-            frame, next_state = self._decode(_TO_ZTUNNEL, data, truncated)
-            _require_descriptors(frame, fds)
-            event = self._read(frame, fds)
+            self._require_whole(data, truncated)
+            frame = decode_map(data)
         except ProtocolError:
             self.state = State.ERROR
             raise
-        self.state = next_state
         self._unacked += 1
+        try:
+            next_state = self._next(_TO_ZTUNNEL, frame)
+            _require_descriptors(frame, fds)
+            event = self._read(frame, fds)
+        except RemoteProtocolError as exc:
+            return Refused(str(exc))
+        self.state = next_state
         return event
 
     def ack(self, error: str = "") -> bytes:
@@ -442,7 +469,7 @@ def _read_workload(frame: Frame) -> WorkloadInfo:
             "namespace": str(namespace),
             "service_account": str(service_account),
             "identity": str(uri),
-        } if uid and isinstance(frame.get("dns_capture", False), bool):
+        } if _is_uid(uid) and isinstance(frame.get("dns_capture", False), bool):
             return WorkloadInfo(
                 uid=uid,
                 name=name,
@@ -453,6 +480,11 @@ def _read_workload(frame: Frame) -> WorkloadInfo:
             )
         case _:
             raise RemoteProtocolError("'add' lacks a field or has a wrong type")
+
+
+def _is_uid(uid: str) -> bool:
+    """It is a key, and part of log lines and messages; nobody makes a path of it, and nobody is to."""
+    return 0 < len(uid) <= MAX_UID_CHARACTERS and uid.isprintable() and ".." not in uid.split("/")
 
 
 def _identity(uid: str, uri: str) -> SpiffeId:

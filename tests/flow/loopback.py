@@ -76,6 +76,10 @@ class LoopbackNetwork:
         address = self.upstreams.get(address[0], address)
         return dial_socket(self._reactor, address, on_done, source=(source or self.ip, 0))
 
+    def listen_locally(self, port: int) -> socket.socket:
+        """On this pod's address, too: pods share the loopback here."""
+        return listen_in(None, port, host=self.ip)
+
     def listen_for_names(self, port: int) -> list[tuple[socket.socket, socket.socket]]:
         """On this pod's address only."""
         return name_sockets(None, (self.ip,), port)

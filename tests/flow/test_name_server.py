@@ -231,9 +231,10 @@ async def test_connections_are_bounded_and_nonsense_ends_one(mesh: LoopbackMesh)
     async with trio.open_nursery() as nursery:
         streams = [await trio.open_tcp_stream(web.addresses[0], NAMES_PORT) for _ in range(MAX_CLIENTS + 1)]
         assert await streams[-1].receive_some() == b""
-        await streams[0].send_all(framed(b"nonsense"))
-        with pytest.raises(trio.BrokenResourceError):
-            await streams[0].receive_some()
+        for stream, sent in ((streams[0], framed(b"nonsense")), (streams[1], b"\xff\xff")):
+            await stream.send_all(sent)
+            with pytest.raises(trio.BrokenResourceError):
+                await stream.receive_some()
         for stream in streams:
             nursery.start_soon(stream.aclose)
 

@@ -63,11 +63,17 @@ async def test_requests_of_one_connection_are_balanced(mesh: L7Mesh) -> None:
 async def test_bytes_pass_the_waypoint(mesh: L7Mesh) -> None:
     """A TCP port of a service with a waypoint is carried, and answered only when it was reached."""
     web, api, service, _gateway = await with_waypoint(mesh, "tcp")
+    mesh.journal.json = True
 
     async with application(api, 8080, echo), await mesh.connect(web, (service.addresses[0], 80)) as stream:
         await stream.send_all(b"\x00bytes")
         await stream.send_eof()
         assert await read_all(stream) == b"\x00bytes"
+        records = await mesh.records(2)
+
+    # The waypoint goes on with the trace that the source began.
+    assert len({record.trace for record in records}) == 1
+    assert len(records[0].trace) == 32
 
 
 @in_l7_mesh

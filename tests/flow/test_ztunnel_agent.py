@@ -129,7 +129,7 @@ async def followed(reactor: Reactor, path: Path) -> AsyncIterator[tuple[Loopback
     await agent.listen()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(follower.run)
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             await agent.accept()
             yield mesh, agent, follower
         follower.stop()
@@ -302,10 +302,8 @@ def test_pods_survive_the_agent_and_the_snapshot_decides(tmp_path: Path) -> None
     host.run(main)
 
 
-@pytest.mark.parametrize(
-    "packet", [{"kind": "add", "uid": "x"}, {"kind": "nonsense"}], ids=["half-an-add", "nonsense"]
-)
-def test_a_broken_agent_is_left_and_met_again(tmp_path: Path, packet: dict[str, Any]) -> None:
+@pytest.mark.parametrize("packet", [[1, 2], "add"], ids=["a-list", "a-word"])
+def test_a_broken_agent_is_left_and_met_again(tmp_path: Path, packet: Any) -> None:
     """Its descriptors are closed, its pods live on."""
 
     async def main(reactor: Reactor) -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
+import logging
 import os
+import re
+from collections import Counter
 
 import pytest
 import trio
 
 from ambient.model.mesh import Change
 from ambient.model.policy import Action, Match, MatchKind, Policy, Scope, StringMatch
-from ambient.model.record import Direction, Flag
+from ambient.model.record import AccessRecord, Direction, Flag, format_json, format_text
 from ambient.model.workload import Protocol
 from tests.flow.loopback import (
     LoopbackMesh,
@@ -303,10 +307,11 @@ async def test_a_call_to_ourselves_is_refused(mesh: LoopbackMesh) -> None:
     """It would go round until the descriptors run out."""
     web = mesh.workload("web")
     await mesh.enroll(web)
-    for port in (15001, 15006):
-        await expect_reset(mesh._captured(fresh_ip(), (web.addresses[0], port), (web.addresses[0], port)))
-    records = await mesh.records(2)
-    assert [record.error for record in records] == ["attempted recursive call to ourselves"] * 2
+    targets = [(door, port) for door in (15001, 15006) for port in (15001, 15006, 15008, 15053)]
+    for door, port in targets:
+        await expect_reset(mesh._captured(fresh_ip(), (web.addresses[0], door), (web.addresses[0], port)))
+    records = await mesh.records(len(targets))
+    assert [record.error for record in records] == ["attempted recursive call to ourselves"] * len(targets)
 
 
 @in_mesh
@@ -370,3 +375,30 @@ async def test_bytes_are_counted_while_they_flow_and_only_once(mesh: LoopbackMes
         await mesh.records(2)
     assert counted("received") == [6, 6]
     assert counted("sent") == [10, 10]
+
+
+@in_mesh
+async def test_the_records_of_both_ends_name_one_trace(mesh: LoopbackMesh) -> None:
+    """In JSON: whoever has one finds the other. Two connections are two traces."""
+    web, api = mesh.workload("web"), mesh.workload("api")
+    await mesh.enroll(web)
+    await mesh.enroll(api)
+    mesh.journal.json = True
+    mesh.journal.levels.access = logging.DEBUG
+    begun: list[AccessRecord] = []
+    mesh.journal.began = begun.append  # type: ignore[method-assign]
+    async with application(api, 8080, echo):
+        for _ in range(2):
+            stream = await mesh.connect(web, (api.addresses[0], 8080))
+            await stream.send_all(b"x")
+            await stream.send_eof()
+            assert await read_all(stream) == b"x"
+            await stream.aclose()
+        records = await mesh.records(4)
+
+    traces = Counter(record.trace for record in records)
+    assert sorted(traces.values()) == [2, 2]
+    assert all(re.fullmatch("[0-9a-f]{32}", trace) for trace in traces)
+    assert json.loads(format_json(records[0]))["trace_id"] in traces
+    assert "trace" not in format_text(records[0])
+    assert [each.message for each in begun] == ["connection opened"] * 4

@@ -31,9 +31,9 @@ def pod(name: str, *command: str, **container: Any) -> dict[str, Any]:
 class Mesh:
     """One running mesh."""
 
-    def __init__(self, run_dir: Path, nodes: int = 1, fabric: str = "netns") -> None:
+    def __init__(self, run_dir: Path, nodes: int = 1, fabric: str = "netns", cni: str = "builtin") -> None:
         self.run_dir = run_dir
-        self.started = boot.start(str(run_dir), nodes=nodes, fabric=fabric)
+        self.started = boot.start(str(run_dir), nodes=nodes, fabric=fabric, cni=cni)
         self.init_pid = self.started.record.init_pid
 
     def apply(self, *objects: dict[str, Any]) -> None:

@@ -124,6 +124,7 @@ async def test_a_ztunnel_that_stays_away_is_admitted(
 ) -> None:
     """Never rules without listeners: not captured, or closed; and enrolled again when one is there."""
     monkeypatch.setattr(attestation_plan, "ZTUNNEL_SECONDS", 0.1)
+    monkeypatch.setattr(attestation_plan, "HELD_SECONDS", 0.1)
     monkeypatch.setattr(zds_server, "CONNECT_DEADLINE", 0.1)
     async with enrolled(tmp_path, mesh) as (it, control, ztunnel):
         ztunnel.close()
@@ -273,3 +274,64 @@ async def test_a_lost_pod_is_released_like_any_other(tmp_path: Path) -> None:
         await ztunnel.drained("web")
         await wait_for(lambda: control.reports[-1].state == "none")
         assert it.standing() is Standing.NONE
+
+
+@in_namespaces
+async def test_the_numbers_are_served(tmp_path: Path) -> None:
+    """For an alert on pods that are lost."""
+    async with enrolled(tmp_path) as (_, control, ztunnel):
+        ztunnel.before_ack = lambda event: "no certificate" if isinstance(event, WorkloadAdded) else ""
+        ztunnel.stop_listening("web")
+        await reported(control, "lost")
+
+        stream = await trio.open_tcp_stream("127.0.0.1", 15014)
+        async with stream:
+            await stream.send_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+            text = b"".join([data async for data in stream]).decode()
+
+        assert "ambient_pods_lost 1" in text
+        assert 'ambient_attestation_repairs_total{what="listeners"} 1' in text
+
+
+@in_namespaces
+async def test_connections_older_than_the_enrollment_are_counted_until_they_end(tmp_path: Path) -> None:
+    """They are plaintext, and nobody is to forget it."""
+    async with scene(tmp_path) as it:
+        with it.peer.listen(80) as listener:
+            nears = [it.pod.connect(it.peer.ip, 80), it.pod.connect(it.peer.ip6, 80)]
+            fars = [listener.accept()[0] for _ in nears]
+            control, _ = await it.start_agent(PERMISSIVE), await it.start_ztunnel()
+            await control.name(it.wanted)
+            report = await control.report(1)
+
+            assert (report.established_kept, report.established_reset, len(report.existing)) == (2, 0, 2)
+            assert any(f"{it.peer.ip}:80" in each for each in report.existing)
+            await wait_for(lambda: control.plaintext() == {"web": 2})
+            for each in (nears[0], fars[0]):
+                each.close()
+            await wait_for(lambda: control.plaintext() == {"web": 1})
+            for each in (nears[1], fars[1]):
+                each.close()
+            await wait_for(lambda: control.plaintext() == {})
+
+
+@in_namespaces
+async def test_a_new_agent_finds_the_older_connections_again(tmp_path: Path) -> None:
+    """From the kernel: whatever is open and has no proxy at its other end."""
+    async with scene(tmp_path) as it:
+        with it.peer.listen(80) as listener, it.pod.connect(it.peer.ip, 80):
+            far, _ = listener.accept()
+            control, _ = await it.start_agent(PERMISSIVE), await it.start_ztunnel()
+            await control.name(it.wanted)
+            assert (await control.report(1)).established_kept == 1
+            through = it.pod.connect(it.peer.ip, 80)
+            it.agent.cancel()
+            await wait_for(lambda: not os.path.exists(it.path))
+
+            control, _ = await it.start_agent(PERMISSIVE), await it.start_ztunnel()
+            await control.name(it.wanted)
+
+            assert (await control.report(1)).established_kept == 1
+            await wait_for(lambda: control.plaintext() == {"web": 1})
+            for each in (far, through):
+                each.close()

@@ -34,8 +34,8 @@ from ambient.engine.blocking import BlockingAdminClient
 from ambient.fabric import boot, clean
 started = boot.start(sys.argv[1], nodes=1, fabric="netns")
 with BlockingAdminClient.connect(Path(sys.argv[1], "fabric.sock"), 20) as fabric:
-    roles = [each["role"] for each in fabric.call("status")["processes"] if each["pid"]]
-print(started.record.rootless, *sorted(roles))
+    names = [each["name"] for each in fabric.call("status")["processes"] if each["pid"]]
+print(started.record.rootless, *sorted(names))
 clean.down(sys.argv[1])
 """
 
@@ -83,7 +83,8 @@ def test_an_ordinary_user_without_any_power_has_a_mesh(tmp_path_factory: pytest.
             [python, "-B", "-c", UP_AND_DOWN, run_dir], capture_output=True, text=True, check=False, **options
         )
 
-        assert done.stdout == "True agent control ztunnel\n", done.stderr
+        running = "agent/node-1 control ztunnel/node-1 ztunnel/node-1/zygote"
+        assert done.stdout == f"True {running}\n", done.stderr
         assert not Path(run_dir).exists()
     finally:
         clean.clean(run_dir)

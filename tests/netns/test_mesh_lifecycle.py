@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import urllib.request
 from collections.abc import Iterator
@@ -48,6 +49,18 @@ def test_nothing_survives_a_kill(run_dir: Path, victim: str) -> None:
     assert run_dir.exists()
     assert clean.clean(str(run_dir)).anything
     assert not run_dir.exists()
+    assert not clean.clean(str(run_dir)).anything
+
+
+def test_a_mesh_whose_directory_is_lost_is_found_and_ended(run_dir: Path) -> None:
+    """Somebody tidied up /run: no record, and every namespace and process still there."""
+    mesh = Mesh(run_dir)
+    mesh.apply(pod("web", *SLEEPER))
+    everybody = members(mesh.init_pid)
+    shutil.rmtree(run_dir)
+
+    assert clean.clean(str(run_dir)).killed == mesh.init_pid
+    wait_until(lambda: not any(_runs(pid) for pid in everybody), "every process to end")
     assert not clean.clean(str(run_dir)).anything
 
 

@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable
 
+import pytest
 import trio
 
 from ambient.engine.netns import in_netns
@@ -18,10 +19,10 @@ from ambient.redirect.dns_server import DnsServer
 from ambient.redirect.plan import Capture
 from ambient.wire.dns import TYPE_A, TYPE_AAAA, Rcode, encode_query
 from tests.flow.loopback import LoopbackMesh, info_of, run_mesh, until
-from tests.lab import DEADLINE, Host, Lab, in_namespaces
+from tests.lab import DEADLINE, Host, Lab, in_namespaces, make_netns
 from tests.netns.test_names import ask_tcp, ask_udp
 from tests.netns.test_vips import SERVICE, VIP, mesh_of
-from ztunnel.network import NetnsNetwork
+from ztunnel.network import NAME_HOSTS, NetnsNetwork, name_sockets
 
 # Known to ztunnel alone: who gives its address has asked ztunnel.
 ONLY_HERE = Service(
@@ -147,3 +148,19 @@ def test_releasing_a_pod_loses_no_lookup() -> None:
         assert found.endswith(socket.inet_aton(VIP))
 
     one_pod(body)
+
+
+@in_namespaces
+def test_a_pod_without_ipv6_is_answered_by_v4() -> None:
+    """What its namespace lacks is left out; what is taken is an error, and leaves nothing open."""
+    netns = make_netns({"net/ipv6/conf/all/disable_ipv6": "1"})
+    made = name_sockets(netns, NAME_HOSTS, 15053)
+    assert [pair[0].family for pair in made] == [socket.AF_INET]
+    # Another process's, which does not share.
+    with in_netns(netns), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.1", 15054))
+        with pytest.raises(OSError, match="in use"):
+            name_sockets(netns, NAME_HOSTS, 15054)
+    for pair in made:
+        for sock in pair:
+            sock.close()

@@ -22,7 +22,9 @@ workloads = st.builds(
         identity=SpiffeId("cluster.local", "shop", account),
         dns_capture=dns,
     ),
-    st.text(min_size=1, max_size=40),
+    st.text(
+        st.characters(categories=("L", "N", "P"), exclude_characters="/"), min_size=1, max_size=40
+    ).filter(lambda uid: uid != ".."),
     names,
     st.booleans(),
 )

@@ -79,3 +79,10 @@ def test_the_machine_is_described(tmp_path: Path) -> None:
     assert machine.cpu_model(tmp_path / "cpuinfo") == "Fast 9000"
     assert machine.cpu_model(tmp_path / "none") != ""
     assert machine.installed("no-such-package") is None
+
+
+def test_processes_of_one_proxy_add_up() -> None:
+    """Fair shares may be added; that is what they are for."""
+    parts = [accounting.Memory(10, 100), accounting.Memory(5, 100)]
+
+    assert accounting.total(parts) == accounting.Memory(15, 200)

@@ -104,6 +104,18 @@ def test_only_running_proxies_are_charged(lab: LiveMesh) -> None:
     ]  # fmt: skip
 
 
+def test_all_processes_of_a_proxy_are_one_proxy() -> None:
+    """A zygote, or a ztunnel that drains, costs what the node's ztunnel costs, and is no proxy more."""
+    zygote = {"name": "ztunnel/node-1/zygote", "role": "ztunnel", "node": "node-1", "pid": 15}
+    draining = {"name": "ztunnel/node-1/14", "role": "ztunnel", "node": "node-1", "pid": 14}
+
+    found = live.proxies_among([zygote, *PROCESSES, draining])
+
+    assert [(one.name, one.pids) for one in found] == [
+        ("ztunnel/node-1", (11, 14, 15)), ("sidecar/shop/web", (12,)),
+    ]  # fmt: skip
+
+
 def test_programs_are_started_inside(lab: LiveMesh, monkeypatch: pytest.MonkeyPatch) -> None:
     """The load in the client's pod, the capture in the outer network on the links of nodes."""
     started: list[list[str]] = []

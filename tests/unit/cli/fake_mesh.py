@@ -43,12 +43,12 @@ def fake_mesh(run_dir: Path, answers: dict[str, Any]) -> Iterator[FakeMesh]:
     mesh = FakeMesh(run_dir, answers)
     with contextlib.ExitStack() as stack:
         for name in ("control.sock", "fabric.sock"):
-            stack.enter_context(_listening(run_dir / name, mesh))
+            stack.enter_context(listening(run_dir / name, mesh))
         yield mesh
 
 
 @contextmanager
-def _listening(path: Path, mesh: FakeMesh) -> Iterator[None]:
+def listening(path: Path, mesh: FakeMesh) -> Iterator[None]:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(str(path))
     listener.listen()

@@ -320,5 +320,5 @@ def test_every_command_of_the_group_has_help(capsys: pytest.CaptureFixture[str])
     for name in (*ztunnels.COMMANDS, *ztunnels.ALIASES):
         assert run(["ztunnel", name, "--help"]) == 0
         assert "--run-dir" in capsys.readouterr().out
-    assert run(["ztunnel", "--help"]) == 0
+    assert run(["ztunnel-config", "--help"]) == 0
     assert "connections" in capsys.readouterr().out

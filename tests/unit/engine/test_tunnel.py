@@ -326,6 +326,18 @@ def test_a_quiet_but_living_peer_stays(ends: Ends) -> None:
     assert not ends.closed["client"]
 
 
+def test_an_answered_ping_is_a_sign_of_life_however_late_we_look(ends: Ends) -> None:
+    """The timer that looks for the answer may itself be late: a busy loop must not cost idle tunnels."""
+
+    def look_late() -> None:
+        now = ends.loop.reactor.now()
+        ends.client._pinged, ends.client._pinged_at, ends.client._heard = True, now - 5.01, now - 5.009
+        ends.client._check_alive()
+
+    ends.loop.do(look_late)
+    assert not ends.client.closed
+
+
 def test_a_connection_without_a_request_is_cut(ends: Ends) -> None:
     """Ten seconds for the first CONNECT; afterwards a pooled connection may rest."""
     assert ends.server._first is not None

@@ -131,3 +131,18 @@ def test_a_snapshot_forgets_what_it_does_not_name() -> None:
     assert mesh.service_by_hostname("api", "shop") is None
     assert mesh.endpoints(API) == ()
     assert mesh.version == 2
+
+
+def test_an_address_of_two_nodes_means_the_asking_ones_pod() -> None:
+    """Overlapping pod networks; who has no such pod gets the one that is preferred otherwise."""
+    one, two = (
+        workload(f"api-{number}", "10.99.0.5", node=f"node-{number}", protocol=Protocol.HBONE)
+        for number in (1, 2)
+    )
+    mesh = mesh_of(one, two)
+
+    assert mesh.workload_by_address("10.99.0.5", "node-1") == one
+    assert mesh.workload_by_address("10.99.0.5", "node-2") == two
+    assert mesh.workload_by_address("10.99.0.5", "node-3") == two
+    mesh.apply(Change(removed_workloads=(one.uid,)))
+    assert mesh.workload_by_address("10.99.0.5", "node-1") == two

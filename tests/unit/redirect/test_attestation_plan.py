@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +12,7 @@ from ambient.redirect.attestation_plan import (
     ARRIVAL_SECONDS,
     FIRST_RETRY_SECONDS,
     GONE_SECONDS,
+    HELD_SECONDS,
     LAST_RETRY_SECONDS,
     MAX_REPAIRS,
     REPAIRS_SECONDS,
@@ -35,6 +38,8 @@ OTHER = Seen(namespace=Namespace.OTHER)
 FOREIGN = Seen(listeners=Listeners.FOREIGN, detail="port 15001 is taken by nginx (pid 7)")
 MISSING = Seen(listeners=Listeners.MISSING, detail="nobody listens on port 15006")
 UNSERVED = f"{MISSING.detail}, and no ztunnel serves this node"
+HELD = Seen(listeners=Listeners.HELD, detail="nobody accepts")
+REPAIR_RULES = Repair(What.RULES, "somebody changed its redirection rules")
 DIFFER = Seen(rules=Rules.DIFFER)
 
 seens = st.builds(
@@ -58,11 +63,17 @@ def verdict(seen: Seen, wrong_for: float = 0.0, ztunnel: Ztunnel = Ztunnel.THERE
         (GONE, GONE_SECONDS, Ztunnel.THERE, GiveUp("its network namespace is gone")),
         (OTHER, 0, Ztunnel.THERE, Repair(What.NAMESPACE, "its network namespace was replaced")),
         (FOREIGN, 0, Ztunnel.THERE, GiveUp(FOREIGN.detail)),
+        (FOREIGN, 0, Ztunnel.ARRIVING, GiveUp(FOREIGN.detail)),
+        (FOREIGN, 0, Ztunnel.AWAY, Wait()),
+        (FOREIGN, ZTUNNEL_SECONDS, Ztunnel.AWAY, GiveUp(FOREIGN.detail)),
         (MISSING, 0, Ztunnel.THERE, Repair(What.LISTENERS, MISSING.detail)),
         (MISSING, 0, Ztunnel.AWAY, Wait()),
         (MISSING, ZTUNNEL_SECONDS, Ztunnel.AWAY, GiveUp(UNSERVED)),
         (MISSING, ZTUNNEL_SECONDS, Ztunnel.ARRIVING, Wait()),
         (MISSING, ARRIVAL_SECONDS, Ztunnel.ARRIVING, GiveUp(UNSERVED)),
+        (HELD, 0, Ztunnel.AWAY, Wait()),
+        (HELD, HELD_SECONDS, Ztunnel.AWAY, GiveUp(HELD.detail)),
+        (dataclasses.replace(HELD, rules=Rules.DIFFER), 0, Ztunnel.AWAY, REPAIR_RULES),
         (DIFFER, 0, Ztunnel.AWAY, Repair(What.RULES, "somebody changed its redirection rules")),
     ],
 )  # fmt: skip

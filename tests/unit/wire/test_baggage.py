@@ -15,9 +15,13 @@ from ambient.wire.baggage import (
     format_forwarded,
     format_traceparent,
     is_traceparent,
+    next_traceparent,
     parse_baggage,
     parse_forwarded,
+    traceparent_in,
 )
+
+TRACE = f"00-{'ab' * 16}-{'cd' * 8}-00"
 
 REVIEWS = Workload(
     uid="u",
@@ -113,6 +117,32 @@ def test_a_traceparent_has_fifty_five_characters() -> None:
     assert text == f"00-{'abc':0>32}-{'def':0>16}-00"
     assert len(text) == 55
     assert is_traceparent(text)
+
+
+def test_a_trace_goes_on_under_a_span_of_our_own() -> None:
+    """W3C Trace Context 3.2: the same trace and flags, another parent."""
+    theirs = f"00-{'ab' * 16}-{'cd' * 8}-01"
+
+    ours = next_traceparent(theirs, 7)
+
+    assert ours == f"00-{'ab' * 16}-{7:016x}-01"
+    assert is_traceparent(ours)
+
+
+@pytest.mark.parametrize(
+    ("headers", "found"),
+    [
+        ((), ""),
+        ((("baggage", "x"), ("traceparent", TRACE)), TRACE),
+        ((("traceparent", TRACE), ("traceparent", TRACE)), ""),
+        ((("traceparent", TRACE[:-1]),), ""),
+        ((("traceparent", TRACE + "\r\nevil: 1"),), ""),
+    ],
+    ids=["none", "one", "two", "short", "long"],
+)
+def test_only_one_good_traceparent_is_believed(headers: tuple[tuple[str, str], ...], found: str) -> None:
+    """It ends up in a log."""
+    assert traceparent_in(headers) == found
 
 
 @pytest.mark.parametrize("text", ["", "00-" + "0" * 52, "00-" + "A" * 32 + "-" + "0" * 16 + "-00"])

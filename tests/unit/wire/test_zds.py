@@ -110,8 +110,9 @@ def test_dns_capture_may_be_left_out() -> None:
         (pack(add_frame()), 0, "'add' with 0 descriptors"),
         (pack(add_frame()), 2, "'add' with 2 descriptors"),
         (pack({"kind": "snapshot_sent"}), 1, "'snapshot_sent' with 1 descriptors"),
-        (pack([1]), 0, "expected a map"),
-        (pack(add_frame(name="x" * zds.MAX_PACKET_BYTES)), 1, "over 4096 bytes"),
+        (pack(add_frame(uid="a\nb")), 1, "'add' lacks a field"),
+        (pack(add_frame(uid="a/../b")), 1, "'add' lacks a field"),
+        (pack(add_frame(uid="x" * 2000)), 1, "'add' lacks a field"),
     ],
     ids=[
         "unknown-kind",
@@ -126,16 +127,34 @@ def test_dns_capture_may_be_left_out() -> None:
         "add-without-fd",
         "add-with-two-fds",
         "fd-with-snapshot",
-        "not-a-map",
-        "too-long",
+        "uid-with-a-newline",
+        "uid-that-climbs",
+        "uid-too-long",
     ],
 )
-def test_broken_rule_blames_the_agent(packet: bytes, fds: int, message: str) -> None:
-    """Every broken rule is the peer's fault, and the end of the connection."""
+def test_a_request_without_sense_is_refused(packet: bytes, fds: int, message: str) -> None:
+    """It is answered, in its turn; what comes after it is served."""
+    agent, ztunnel = ends()
+
+    event = ztunnel.receive_packet(packet, [FD] * fds)
+
+    assert isinstance(event, zds.Refused)
+    assert message in event.reason
+    assert ztunnel.ack(event.reason)
+    assert ztunnel.receive_packet(agent.add(WEB), [FD]) == zds.WorkloadAdded(WEB, FD)
+
+
+@pytest.mark.parametrize(
+    ("packet", "message"),
+    [(pack([1]), "expected a map"), (pack(add_frame(name="x" * zds.MAX_PACKET_BYTES)), "over 4096 bytes")],
+    ids=["not-a-map", "too-long"],
+)
+def test_what_is_no_request_ends_the_connection(packet: bytes, message: str) -> None:
+    """Nobody knows what it was meant to be, so nobody knows what its answer would answer."""
     _agent, ztunnel = ends()
 
     with pytest.raises(RemoteProtocolError, match=message):
-        ztunnel.receive_packet(packet, [FD] * fds)
+        ztunnel.receive_packet(packet)
 
     assert ztunnel.state is zds.State.ERROR
     with pytest.raises(LocalProtocolError):
@@ -148,8 +167,7 @@ def test_a_second_snapshot_is_refused() -> None:
     packet = agent.snapshot_sent()
     ztunnel.receive_packet(packet)
 
-    with pytest.raises(RemoteProtocolError, match="'snapshot_sent' is not allowed in LIVE"):
-        ztunnel.receive_packet(packet)
+    assert ztunnel.receive_packet(packet) == zds.Refused("'snapshot_sent' is not allowed in LIVE")
 
 
 def test_a_cut_packet_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgpack
@@ -76,12 +77,18 @@ def test_a_retired_ztunnel_says_so_when_it_dials_again() -> None:
         "key-without-identity",
     ],
 )
-def test_a_broken_rule_blames_who_broke_it(frame: dict[str, Any], fds: int, message: str) -> None:
-    """At both ends alike; the descriptors stay the caller's to close."""
-    for end in ends():
-        with pytest.raises(RemoteProtocolError, match=message):
-            end.receive_packet(msgpack.packb(frame), [5] * fds)
-        assert end.state is zds.State.ERROR
+def test_what_makes_no_sense_is_passed_on_by_nobody(frame: dict[str, Any], fds: int, message: str) -> None:
+    """ztunnel answers and goes on, the agent hangs up; the descriptors stay the caller's to close."""
+    agent, ztunnel = ends()
+    packet = msgpack.packb(frame)
+
+    refused = ztunnel.receive_packet(packet, [5] * fds)
+    with pytest.raises(RemoteProtocolError, match=message):
+        agent.receive_packet(packet, [5] * fds)
+
+    assert isinstance(refused, zds.Refused)
+    assert re.search(message, refused.reason)
+    assert agent.state is zds.State.ERROR
 
 
 def test_no_more_listeners_than_a_packet_takes() -> None:

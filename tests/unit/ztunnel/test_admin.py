@@ -8,10 +8,10 @@ import threading
 
 import trio
 
+from ambient.engine.pages import Answer, Routes
 from ambient.model.policy import Action, Policy, Scope
 from tests.flow.loopback import LoopbackMesh, application, echo, in_mesh
 from ztunnel.admin import Inside, admin_routes, ready_routes
-from ztunnel.http import Answer, Routes
 from ztunnel.levels import Levels
 from ztunnel.settings import Settings
 

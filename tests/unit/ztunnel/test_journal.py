@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ from ambient.engine.reactor import Reactor
 from ambient.model.record import AccessRecord, Direction, Flag, Peer
 from ztunnel import journal
 from ztunnel.journal import Journal
+from ztunnel.levels import Levels, parse_levels
 from ztunnel.metrics import TcpMetrics, Traffic
 
 RECORD = AccessRecord(
@@ -64,3 +66,30 @@ def test_a_line_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         journal.write_log("a line that is longer than seven bytes\n")
 
     assert file.read_text() == "a line that is longer than seven bytes\n"
+
+
+def test_levels_say_which_records_are_written() -> None:
+    """All by default, whatever else is logged; fewer, or their beginnings too, for who asks by name."""
+    reactor, written, levels = Reactor(), list[str](), Levels()
+    log = Journal(reactor, TcpMetrics(), write=written.append, levels=levels)
+    fine = dataclasses.replace(RECORD, error="", flag=Flag.NONE)
+
+    def messages(level: str) -> list[str]:
+        levels.access = parse_levels(f"access:{level}")["access"]
+        for record in (fine, RECORD, dataclasses.replace(RECORD, early=True)):
+            log.ended(record, None)
+        log.flush()
+        lines = "".join(written).splitlines()
+        written.clear()
+        return [line.split("\t")[1] for line in lines]
+
+    assert messages("info") == ["info", "error", "warn"]
+    assert messages("warn") == ["error", "warn"]
+    assert messages("error") == ["error"]
+    assert messages("off") == []
+
+    log.began(dataclasses.replace(fine, opened=True))
+    log.flush()
+    assert "\tdebug\taccess\tconnection opened\tsrc.addr=10.0.0.1:1" in written[0]
+    assert "bytes_sent" not in written[0]
+    reactor.close()

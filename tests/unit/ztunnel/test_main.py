@@ -51,11 +51,11 @@ def test_a_control_plane_that_leaves_at_once_is_69() -> None:
     ours.close()
     with theirs:
         done = start(
-            theirs.fileno(), AMBIENT_CONTROL_FD=str(theirs.fileno()), RUST_LOG="debug,h2=off", CRL_PATH="/x"
+            theirs.fileno(), AMBIENT_CONTROL_FD=str(theirs.fileno()), RUST_LOG="debug,h2=off", CA_ADDRESS="/x"
         )
 
     assert done.returncode == EXIT_UNAVAILABLE, done.stderr
-    assert "CRL_PATH is set, but this ztunnel does not honour it" in done.stderr
+    assert "set, but without effect in this ztunnel: CA_ADDRESS" in done.stderr
     assert "Traceback" not in done.stderr
 
 

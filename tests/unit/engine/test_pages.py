@@ -11,8 +11,17 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ztunnel import http
-from ztunnel.http import MAX_BODY_BYTES, MAX_HEADER_BYTES, Answer, Found, Query, encode_head, find, serve
+from ambient.engine import pages
+from ambient.engine.pages import (
+    MAX_BODY_BYTES,
+    MAX_HEADER_BYTES,
+    Answer,
+    Found,
+    Query,
+    encode_head,
+    find,
+    serve,
+)
 
 
 def hello(query: Query) -> Answer:
@@ -135,7 +144,7 @@ async def test_over_a_real_socket() -> None:
 
 async def test_a_slow_client_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """Anybody may connect; nobody may stay."""
-    monkeypatch.setattr(http, "HEADER_SECONDS", 0.02)
+    monkeypatch.setattr(pages, "HEADER_SECONDS", 0.02)
     async with serving() as port:
         with trio.fail_after(5):
             assert await ask(port, b"GET /x") == b""

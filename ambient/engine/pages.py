@@ -1,5 +1,7 @@
 """What an operator may ask over HTTP/1.1: metrics, readiness, dumps, levels. One answer a connection.
 
+Floor 2.
+
 Under trio and not in the reactor, because nobody measures these; bounded in size, time and number,
 because 15020 and 15021 can be reached by anybody. ``answer`` decides; the rest is plumbing.
 """

@@ -1,0 +1,309 @@
+"""Guests: network namespaces that somebody else made, taken into the mesh while they live.
+
+Nothing of ours had to be there before: a container of any runtime, a process under ``unshare -n``, an
+``ip netns add``. Whoever asks sends the namespace as a descriptor, so that it does not matter whose
+mounts and processes the mesh sees; we bind it to a file in the run directory, which exists in the
+mesh's own mount namespace alone and so goes with the mesh.
+
+A guest has vanished when the process that was named has ended, no other one is in the namespace, and the
+path that was named is not it any more.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from ambient.engine.netlink import NetlinkSocket
+from ambient.engine.netns import netns_identity, open_netns
+from ambient.engine.rpc import AdminClient, Call
+from ambient.errors import AmbientError, ConfigError
+from ambient.fabric import guestbook, procfs, syscalls
+from ambient.fabric.daemons import note
+from ambient.fabric.guests_plan import (
+    Guest,
+    Identity,
+    check_name,
+    default_name,
+    reachable,
+    refuse_known,
+)
+from ambient.fabric.syscalls import MountFlag, Namespace
+from ambient.redirect.backends import BACKEND_NAME, Backend
+
+# How often guests are looked after; picked, not measured: reading one /proc/PID/stat each costs microseconds.
+WATCH_SECONDS = 1.0
+# linux/nsfs.h
+NS_GET_NSTYPE = 0xB703
+UNMOUNT_DETACHED = 2  # MNT_DETACH
+
+
+@dataclass(slots=True)
+class Guests:
+    """The guests of one mesh.
+
+    Args:
+        machine: The network namespace that the mesh was started from.
+        rules: How the agents put rules into pods, and how they are taken out again.
+        refusal: Why this mesh can have none; "" if it can.
+        ours: Returns the namespaces of the mesh itself and what they are.
+        nodes: Names of the nodes; the first is where guests go that name none.
+    """
+
+    run_dir: str
+    control: AdminClient
+    nodes: tuple[str, ...]
+    ours: Callable[[], Mapping[Identity, str]]
+    machine: Identity
+    rules: Backend
+    refusal: str = ""
+    _known: dict[Identity, Guest] = field(default_factory=dict)
+    _roots: dict[Identity, int] = field(default_factory=dict)
+    _made: int = 0
+    _turn: trio.Lock = field(default_factory=trio.Lock)
+
+    async def adopt(self, call: Call) -> dict[str, Any]:
+        """Take in the namespace that came as the first descriptor; the second is the caller's root directory.
+
+        Raises:
+            ConfigError: it cannot be a guest, and why.
+        """
+        try:
+            self._require_possible()
+            netns, root = _two(call.fds)
+            _require_network(netns)
+            async with self._turn:
+                guest = self._known.get(netns_identity(netns))
+                if guest is None:
+                    guest = await self._take_in(netns, root, call.params)
+                else:
+                    await self._welcome(guest, netns, call.params)
+            return {"namespace": guest.namespace, "name": guest.name, "uid": guest.uid}
+        finally:
+            for fd in call.fds:
+                os.close(fd)
+
+    async def find(self, call: Call) -> dict[str, Any]:
+        """Who the namespace is that came as the one descriptor.
+
+        Raises:
+            ConfigError: no guest of this mesh.
+        """
+        try:
+            self._require_possible()
+            guest = self._known.get(netns_identity(call.fds[0])) if call.fds else None
+        finally:
+            for fd in call.fds:
+                os.close(fd)
+        if guest is None:
+            raise ConfigError("it is not enrolled in this mesh; see: ambient get pods -A")
+        return {"namespace": guest.namespace, "name": guest.name, "uid": guest.uid}
+
+    async def dismiss(self, call: Call) -> dict[str, Any]:
+        """Forget the guest of that name when its last proxied connection has ended."""
+        key = (call.params.get("namespace"), call.params.get("name"))
+        guest = next((each for each in self._known.values() if (each.namespace, each.name) == key), None)
+        if guest is None:
+            raise ConfigError(f"no guest {key[0]}/{key[1]}; see: ambient get pods -A")
+        await self.control.call("dismiss", namespace=guest.namespace, name=guest.name, vanished=False)
+        return {}
+
+    async def watch(self) -> None:
+        """Look after the guests until cancelled: those that vanish leave the mesh."""
+        try:
+            while True:
+                await trio.sleep(WATCH_SECONDS)
+                async with self._turn:
+                    for guest in tuple(self._known.values()):
+                        await self._look_after(guest)
+        finally:
+            for guest in self._known.values():
+                with suppress(OSError), _entered(guest) as netns:
+                    self.rules.drain(netns)
+
+    def leave(self) -> None:
+        """Let go of every guest: no rule of ours stays, since no proxy does."""
+        for guest in tuple(self._known.values()):
+            with _noted(guest), _entered(guest) as netns:
+                self.rules.remove(netns)
+            self._release(guest)
+
+    def _require_possible(self) -> None:
+        if self.refusal:
+            raise ConfigError(self.refusal)
+
+    # Coming -----------------------------------------------------------------------------------
+
+    async def _take_in(self, netns: int, root: int, params: Mapping[str, Any]) -> Guest:
+        identity = netns_identity(netns)
+        refuse_known(identity, self.ours(), self.machine)
+        pid = int(params.get("pid", 0))
+        path = str(params.get("path", ""))
+        if not pid:
+            pid = next(iter(_inhabitants(identity)), 0)
+        name = str(params.get("name") or "") or default_name(_program(pid), int(params.get("pid", 0)), path)
+        self._made += 1
+        guest = Guest(
+            uid="",
+            namespace=str(params["namespace"]),
+            name=check_name(name),
+            identity=identity,
+            pid=pid,
+            started=procfs.start_ticks(pid),
+            path=path,
+            netns=f"{self.run_dir}/guests/{self._made}",
+        )
+        _bind(netns, guest.netns)
+        try:
+            guest = await self._welcome(guest, netns, params)
+        except BaseException:
+            _unbind(guest.netns)
+            raise
+        self._roots[identity] = os.dup(root)
+        self._write_down()
+        note(f"guest {guest.namespace}/{guest.name}: taken in, pid {pid or 'unknown'} {path}".rstrip())
+        return guest
+
+    async def _welcome(self, guest: Guest, netns: int, params: Mapping[str, Any]) -> Guest:
+        with NetlinkSocket(netns) as nl:
+            addresses = reachable(each.cidr for each in nl.addresses())
+        answer = await self.control.call(
+            "welcome",
+            node=str(params.get("node") or self.nodes[0]),
+            namespace=guest.namespace,
+            name=guest.name,
+            service_account=str(params.get("service_account") or "default"),
+            container=_program(guest.pid) or guest.name,
+            addresses=list(addresses),
+            **_status(guest),
+        )
+        known = self._known[guest.identity] = replace(guest, uid=answer["uid"])
+        return known
+
+    # Going ------------------------------------------------------------------------------------
+
+    async def _look_after(self, guest: Guest) -> None:
+        if procfs.is_alive(guest.pid, guest.started) and _lives_in(guest.pid, guest.identity):
+            return
+        pid = next(iter(_inhabitants(guest.identity)), 0)
+        if pid == 0 and not self._is_bound(guest):
+            note(f"guest {guest.namespace}/{guest.name}: its network namespace has vanished")
+            with _noted(guest):
+                await self.control.call("dismiss", namespace=guest.namespace, name=guest.name, vanished=True)
+            self._release(guest)
+        elif pid != guest.pid:
+            now = self._known[guest.identity] = replace(guest, pid=pid, started=procfs.start_ticks(pid))
+            self._write_down()
+            with _noted(guest):
+                await self.control.call("pod_status", uid=guest.uid, **_status(now))
+
+    def _write_down(self) -> None:
+        """For ``clean``: rules of ours in namespaces that outlive a crashed mesh."""
+        guestbook.write(self.run_dir, self._known.values(), os.environ.get(BACKEND_NAME, ""))
+
+    def _is_bound(self, guest: Guest) -> bool:
+        """Whether its path still means it, in the view of whoever named it."""
+        if not guest.path:
+            return False
+        try:
+            found = os.stat(guest.path.lstrip("/"), dir_fd=self._roots[guest.identity])
+        except OSError:
+            return False
+        return (found.st_dev, found.st_ino) == guest.identity
+
+    def _release(self, guest: Guest) -> None:
+        self._known.pop(guest.identity, None)
+        self._write_down()
+        if (root := self._roots.pop(guest.identity, None)) is not None:
+            os.close(root)
+        _unbind(guest.netns)
+
+
+def _status(guest: Guest) -> dict[str, Any]:
+    containers = [{"name": _program(guest.pid) or guest.name, "pid": guest.pid, "ready": True, "restarts": 0}]
+    return {
+        "phase": "Running",
+        "ready": True,
+        "pid": guest.pid,
+        "netns": guest.netns,
+        "started": procfs.started(guest.pid) if guest.pid else 0.0,
+        "containers": containers,
+    }
+
+
+def _two(fds: list[int]) -> tuple[int, int]:
+    if len(fds) != 2:
+        raise ConfigError(f"adopt needs a namespace and a root directory, got {len(fds)} descriptors")
+    return fds[0], fds[1]
+
+
+def _require_network(fd: int) -> None:
+    try:
+        kind = fcntl.ioctl(fd, NS_GET_NSTYPE)
+    except OSError:
+        kind = 0
+    if kind != Namespace.NET:
+        raise ConfigError("that file is no network namespace")
+
+
+def _program(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip() if pid else ""
+    except OSError:
+        return ""
+
+
+def _lives_in(pid: int, identity: Identity) -> bool:
+    try:
+        found = os.stat(f"/proc/{pid}/ns/net")
+    except OSError:
+        return False
+    return (found.st_dev, found.st_ino) == identity
+
+
+def _inhabitants(identity: Identity) -> Iterable[int]:
+    """Host PIDs of the processes in a namespace, oldest number first."""
+    everybody = sorted(int(entry) for entry in os.listdir("/proc") if entry.isdigit())
+    return (pid for pid in everybody if _lives_in(pid, identity))
+
+
+def _bind(netns: int, path: str) -> None:
+    Path(path).parent.mkdir(mode=0o700, exist_ok=True)
+    Path(path).touch(mode=0o600)
+    try:
+        syscalls.mount(f"/proc/self/fd/{netns}", path, flags=MountFlag.BIND)
+    except OSError:
+        Path(path).unlink()
+        raise
+
+
+def _unbind(path: str) -> None:
+    with suppress(OSError):
+        syscalls.unmount(path, UNMOUNT_DETACHED)
+    with suppress(OSError):
+        Path(path).unlink()
+
+
+@contextmanager
+def _entered(guest: Guest) -> Iterator[int]:
+    fd = open_netns(guest.netns)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _noted(guest: Guest) -> Iterator[None]:
+    """Control may be going down, or the namespace be broken: one guest's trouble is its own."""
+    try:
+        yield
+    except (AmbientError, OSError) as exc:
+        note(f"guest {guest.namespace}/{guest.name}: {exc}")
