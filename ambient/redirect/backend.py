@@ -49,18 +49,12 @@ def install(netns: int, capture: Capture) -> None:
     """Capture the pod, whatever stood there; connections already captured live on.
 
     The routes come first: with a rule but without its route an answer would leave for the client and
-    never pass the proxy. They lead to loopback, which not every runtime has brought up by then. Where nothing
-    stood, whatever conntrack has kept of an earlier capture goes before.
+    never pass the proxy. They lead to loopback, which not every runtime has brought up by then.
     """
     add_routing(netns)
     table = capture_plan(capture)
-    if _stands(netns, table):
-        return
-    with NetlinkSocket(netns, NETLINK_NETFILTER) as nl:
-        fresh = not _chains(nl, TABLE)
-    if fresh:
-        conntrack.forget_captured(netns)
-    put(netns, table)
+    if not _stands(netns, table):
+        put(netns, table)
 
 
 def drain(netns: int) -> None:
