@@ -49,18 +49,12 @@ def install(netns: int, capture: Capture) -> None:
     """Capture the pod, whatever stood there; connections already captured live on.
 
     The routes come first: with a rule but without its route an answer would leave for the client and
-    never pass the proxy. They lead to loopback, which not every runtime has brought up by then. Where
-    nothing stood, whatever conntrack has kept of an earlier capture goes before.
+    never pass the proxy. They lead to loopback, which not every runtime has brought up by then.
     """
     add_routing(netns)
     table = capture_plan(capture)
-    if _stands(netns, table):
-        return
-    with NetlinkSocket(netns, NETLINK_NETFILTER) as nl:
-        fresh = not _chains(nl, TABLE)
-    if fresh:
-        conntrack.forget_captured(netns)
-    put(netns, table)
+    if not _stands(netns, table):
+        put(netns, table)
 
 
 def drain(netns: int) -> None:
@@ -72,11 +66,8 @@ def drain(netns: int) -> None:
 def remove(netns: int) -> None:
     """Leave nothing behind; connections still captured are cut."""
     with NetlinkSocket(netns, NETLINK_NETFILTER) as nl:
-        stood = bool(_chains(nl, TABLE))
-        if stood:
+        if _chains(nl, TABLE):
             nl.transaction(nft_encode.delete(TABLE))
-    if stood:
-        conntrack.forget_captured(netns)
     remove_routing(netns)
 
 
@@ -91,7 +82,8 @@ def add_routing(netns: int) -> None:
 
 
 def remove_routing(netns: int) -> None:
-    """Undo ``add_routing``; loopback stays up."""
+    """Undo ``add_routing``, when no rule of ours is left; loopback stays up, conntrack forgets our part."""
+    conntrack.forget_captured(netns)
     with NetlinkSocket(netns) as nl:
         for rule, route in zip(ROUTING_RULES, LOCAL_ROUTES, strict=True):
             with suppress(FileNotFoundError):

@@ -18,7 +18,10 @@ from ambient.wire.netlink_conntrack import Tracked
 
 
 def forget_captured(netns: int) -> int:
-    """Forget them; returns how many there were. A kernel that cannot list them keeps them."""
+    """Forget them; returns how many there were. A kernel that cannot list them keeps them.
+
+    Takes some 20 ms, because the kernel walks the table of all namespaces: not for the way in.
+    """
     with NetlinkSocket(netns, NETLINK_NETFILTER) as nl:
         try:
             known = [netlink_conntrack.decode(message) for message in nl.dump(netlink_conntrack.dump())]
