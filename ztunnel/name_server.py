@@ -4,7 +4,7 @@ In the reactor, four sockets a pod and no task. ``dns_plan.resolve`` decides; wh
 
 Leaving in the middle of lookups: rules that capture nothing new come first, but an application may have
 asked already, and may ask again from the same socket (conntrack still sends that here). So a server that
-drains answers on until nobody has asked for a while.
+drains answers on until the pod's other connections have ended and nobody has asked for a while.
 """
 
 from __future__ import annotations
@@ -122,6 +122,10 @@ class NameServer:
             listener.accept_pending()
         self._leave(on_quiet)
 
+    def others_ended(self) -> None:
+        """The pod's last proxied connection is over: only lookups may keep it now."""
+        self._maybe_quiet()
+
     def retire(self, on_quiet: Callable[[], None]) -> None:
         """The same, but what is on its way is for a newer process, which has these sockets too."""
         self._retired = True
@@ -220,6 +224,11 @@ class NameServer:
         if self._on_quiet is None or not self._sockets:
             return
         now = self._context.reactor.now()
+        if len(self._context.open) and not self._retired:
+            # Until the pod is rid of its other connections conntrack is not told to forget the lookups that
+            # were captured: a new one that gets the ports of an old one still comes here.
+            self._force_at = now + DRAIN_SECONDS
+            return
         waiting = self._forwardings or (now < self._asked + QUIET_SECONDS and not self._retired)
         if waiting and now < self._force_at:
             if self._timer is not None:

@@ -257,6 +257,8 @@ class WorkloadProxy:
         self._maybe_drained()
 
     def _maybe_drained(self) -> None:
+        if self.draining and self._names is not None and not len(self.context.open):
+            self._names.others_ended()
         if self.draining and not self._busy():
             self.context.reactor.call_soon(self._drained)
 

@@ -308,6 +308,11 @@ async def read_all(stream: trio.SocketStream) -> bytes:
     return b"".join([data async for data in stream])
 
 
+async def exchange(stream: trio.SocketStream, data: bytes) -> None:
+    await stream.send_all(data)
+    assert await stream.receive_some() == data
+
+
 async def expect_reset(connecting: Awaitable[trio.SocketStream]) -> None:
     """The connection is refused by a reset: at once, or when it is read."""
     with pytest.raises((OSError, trio.BrokenResourceError)) as caught:

@@ -15,7 +15,18 @@ from ambient.errors import Unavailable
 from ambient.model.service import Service
 from ambient.model.workload import Workload
 from ambient.wire.dns import TYPE_A, TYPE_AAAA, Answer, Rcode, encode_answer, encode_query, parse_query
-from tests.flow.loopback import LoopbackMesh, LoopbackNetwork, fresh_ip, in_mesh, info_of, until
+from tests.flow.loopback import (
+    LoopbackMesh,
+    LoopbackNetwork,
+    application,
+    echo,
+    exchange,
+    fresh_ip,
+    in_mesh,
+    info_of,
+    until,
+)
+from ztunnel import name_server
 from ztunnel.name_server import MAX_CLIENTS, MAX_PENDING, NAMES_PORT
 
 SERVER = "192.0.2.53"
@@ -256,6 +267,28 @@ async def test_a_lookup_under_way_is_answered_while_the_pod_leaves(mesh: Loopbac
                 assert (await sock.recv(512)).endswith(socket.inet_aton(api.addresses[0]))
                 assert rcode(await sock.recv(512)) == Rcode.SERVFAIL
         await until(lambda: mesh.drained == [web.uid])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as again:
+        again.bind((web.addresses[0], NAMES_PORT))
+
+
+@in_mesh
+async def test_lookups_are_answered_for_as_long_as_the_pod_drains(mesh: LoopbackMesh) -> None:
+    """A download may take hours, and until it ends conntrack brings lookups that get an old one's ports."""
+    web, _, api = await enrolled(mesh)
+    other = mesh.workload("other")
+    await mesh.enroll(other)
+    with pytest.MonkeyPatch.context() as quickly:
+        quickly.setattr(name_server, "QUIET_SECONDS", 0.01)
+        async with application(other, 8080, echo):
+            download = await mesh.connect(web, (other.addresses[0], 8080))
+            await exchange(download, b"before")
+            await mesh.proxies.remove(web.uid)
+            await trio.sleep(0.2)  # Not luck: long after nobody has asked for a while.
+
+            assert rcode(await ask(web, encode_query(7, api.hostname, TYPE_A))) == Rcode.NOERROR
+
+            await download.aclose()
+            await until(lambda: mesh.drained == [web.uid])
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as again:
         again.bind((web.addresses[0], NAMES_PORT))
 

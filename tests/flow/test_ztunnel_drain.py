@@ -17,6 +17,7 @@ from tests.flow.loopback import (
     LoopbackNetwork,
     application,
     echo,
+    exchange,
     in_mesh,
     info_of,
     read_all,
@@ -30,11 +31,6 @@ async def pair(mesh: LoopbackMesh) -> tuple[Workload, Workload]:
     await mesh.enroll(web)
     await mesh.enroll(api)
     return web, api
-
-
-async def exchange(stream: trio.SocketStream, data: bytes) -> None:
-    await stream.send_all(data)
-    assert await stream.receive_some() == data
 
 
 @in_mesh
