@@ -15,6 +15,10 @@ from ambient.errors import ConfigError
 from ambient.wire.admin import CallFailed, ExitCode
 
 HEADERS = ("NAMESPACE", "POD", "NODE", "ENROLLED", "RESTARTS", "KEPT", "MS", "REASON")
+# States of a pod that has arrived in its mode, as control tells them.
+SETTLED = {"ambient": ("enrolled", "failed"), "sidecar": ("sidecar",), "none": ("none", "draining")}
+# A small namespace is done at once; a large one says every so often how far it is. Picked.
+PROGRESS_PODS = 25
 # Connections shown for each pod in text; JSON has a hundred.
 SHOWN = 5
 # Targets that are no pods of ours.
@@ -206,7 +210,7 @@ def _switch(
     ]
     with session.control() as control:
         stream = control.stream("enroll", targets=targets, mode=mode, timeout=session.timeout, **options)
-        result = _follow(session, stream)
+        result = _follow(session, stream, mode)
     session.emit("Enrollment", result, lambda: _text(session, texts, mode, result))
     if options["dry_run"]:
         session.say("Dry run: nothing was changed.")
@@ -215,7 +219,8 @@ def _switch(
     return int(ExitCode.FAILED) if result.get("failed") else 0
 
 
-def _follow(session: Session, stream: Any) -> dict[str, Any]:
+def _follow(session: Session, stream: Any, mode: str) -> dict[str, Any]:
+    settled: set[tuple[str, str]] = set()
     while True:
         try:
             event = next(stream)
@@ -227,6 +232,10 @@ def _follow(session: Session, stream: Any) -> dict[str, Any]:
             return end.value
         if session.verbose:
             session.say(_event(event))
+        elif isinstance(event, Mapping) and event.get("state") in SETTLED[mode]:
+            settled.add((str(event.get("namespace")), str(event.get("pod"))))
+            if len(settled) % PROGRESS_PODS == 0:
+                session.say(f"{len(settled)} pods are done ...")
 
 
 def _event(event: Any) -> str:

@@ -234,6 +234,17 @@ def test_a_failed_pod_is_exit_1(mesh: FakeMesh, capsys: pytest.CaptureFixture[st
     assert "× ns/shop" in said(capsys)
 
 
+def test_a_large_namespace_says_how_far_it_is(mesh: FakeMesh, capsys: pytest.CaptureFixture[str]) -> None:
+    """Long work shows progress, on stderr, and not a line for every pod."""
+    states = [("enrolling", n) for n in range(60)] + [("enrolled", n) for n in range(60)]
+    events = [{"namespace": "shop", "pod": f"web-{n}", "state": state} for state, n in states]
+    mesh.answers["enroll"] = Stream([*events, ENROLLED])
+
+    assert run(["enroll", "ns/shop"]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.endswith("done ...")]
+    assert lines == ["25 pods are done ...", "50 pods are done ..."]
+
+
 def test_a_sidecar_switch_says_how_many_restarts(mesh: FakeMesh, capsys: pytest.CaptureFixture[str]) -> None:
     """As it would in a cluster."""
     mesh.answers["enroll"] = {**ENROLLED, "restarts": 7}
