@@ -27,6 +27,7 @@ import os
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -49,6 +50,7 @@ from ambient.fabric.wiring_plan import (
     PROBE_SOURCE_V6,
 )
 from ambient.model.addressing import FIRST_POD_INDEX, NETNS
+from ambient.wire.netlink_route import RTN_LOCAL, Route
 
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 PR_SET_PDEATHSIG = 1
@@ -272,4 +274,17 @@ def _make_pod(name: str, node: Host, number: int, index: int) -> Host:
         nl.add_route(f"{gateway}/32", link="eth0")
         nl.add_route(DEFAULT_V4, gateway=gateway, link="eth0")
         nl.add_route(DEFAULT_V6, gateway=POD_ROUTER_V6, link="eth0")
+        _wait_for_local_route(nl, ip6)
     return Host(name, fd, ip, ip6, link)
+
+
+def _wait_for_local_route(nl: NetlinkSocket, ip6: str) -> None:
+    """The kernel makes it some time after the address; until then a pod would look for itself outside."""
+    deadline = time.monotonic() + DEADLINE
+    while not any(_is_local(route, ip6) for route in nl.routes(socket.AF_INET6)):
+        assert time.monotonic() < deadline, f"{ip6} never became local"
+        time.sleep(0.001)
+
+
+def _is_local(route: Route, ip6: str) -> bool:
+    return route.kind == RTN_LOCAL and route.destination.partition("/")[0] == ip6
