@@ -5,7 +5,6 @@ Floor 6. Commands are imported when they are called: a shell completes and a scr
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
 import sys
@@ -14,8 +13,9 @@ from typing import Any
 
 import click
 
+from ambient.cli.lazy import LazyGroup
 from ambient.cli.output import one_line
-from ambient.cli.session import DeskGroup, Session
+from ambient.cli.session import Session
 
 OK, FAILED, USAGE, BAD_INPUT, UNREACHABLE, INTERRUPTED = 0, 1, 2, 65, 69, 130
 
@@ -50,26 +50,11 @@ COMMANDS = {
 ALIASES = {"ztunnel-config": "ztunnel", "zc": "ztunnel"}
 
 
-class Root(DeskGroup):
-    """The commands by name, each imported on use."""
+class Root(LazyGroup):
+    """The commands by name, in the order a newcomer meets them."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Every command, in the order a newcomer meets them."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import and return one command."""
-        name = ALIASES.get(cmd_name, cmd_name)
-        if name not in COMMANDS:
-            return None
-        module, attribute, _help = COMMANDS[name]
-        found: click.Command = getattr(importlib.import_module(f"ambient.cli.{module}"), attribute)
-        return found
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the list from the table above."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, entry[2]) for name, entry in COMMANDS.items()])
+    table = COMMANDS
+    aliases = ALIASES
 
 
 @click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"]})

@@ -5,11 +5,9 @@ Only the group lives here; each command is imported from its own module when it 
 
 from __future__ import annotations
 
-import importlib
-
 import click
 
-from ambient.cli.session import DeskGroup
+from ambient.cli.lazy import LazyGroup
 
 # name -> (module, attribute, one line of help), in the order of istioctl's ztunnel-config.
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -39,27 +37,11 @@ ALIASES = {
 }
 
 
-class Ztunnel(DeskGroup):
+class Ztunnel(LazyGroup):
     """The commands by name."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Every command, in the order of the table."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import and return one command."""
-        name = ALIASES.get(cmd_name, cmd_name)
-        if name not in COMMANDS:
-            return None
-        module, attribute, _help = COMMANDS[name]
-        found: click.Command = getattr(importlib.import_module(f"ambient.cli.{module}"), attribute)
-        return found
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the list from the table above."""
-        if COMMANDS:
-            with formatter.section("Commands"):
-                formatter.write_dl([(name, entry[2]) for name, entry in COMMANDS.items()])
+    table = COMMANDS
+    aliases = ALIASES
 
 
 @click.group(cls=Ztunnel)
