@@ -30,7 +30,7 @@ from tests.lab import enter_namespaces, make_netns
 class Pod:
     """An enrolled pod in which nothing happens."""
 
-    attestable, lost, opened, capture, existing = True, False, 1, Capture(), Existing()
+    attestable, wanted, lost, opened, capture, existing = True, True, False, 1, Capture(), Existing()
 
     def __init__(self) -> None:
         self.netns = make_netns({})

@@ -23,11 +23,13 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 
-from restart import NODES, Row, below, judge, percentile
-from shop import Shop, shop, wait_for, wait_until_ready
+sys.path[0] = str(Path(__file__).parents[1])
 
-from ambient.bench.machine import describe
+from ambient.bench.machine import describe  # noqa: E402
+from benchmarks.restart import NODES, Row, below, judge, percentile  # noqa: E402
+from benchmarks.shop import Shop, shop, wait_for, wait_until_ready  # noqa: E402
 
 # Well below the 15 s in which a silent peer is found dead: who freezes must not be cut.
 LONGEST_FREEZE_SECONDS = 2.0

@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).parents[1])
 
 from ambient.bench.statistics import percentile  # noqa: E402 - the path comes first.
+from ambient.model.mesh import Change  # noqa: E402
 from benchmarks.bed import mesh  # noqa: E402
 from benchmarks.bed.bench import Bench  # noqa: E402
 from benchmarks.bed.describe import described  # noqa: E402
@@ -69,7 +70,7 @@ def main() -> int:
     return 0 if found["holds"] else 1
 
 
-def push(pair: Ours, change: mesh.Change) -> float:
+def push(pair: Ours, change: Change) -> float:
     """Tell both nodes; returns how long they took to apply it."""
     began = time.perf_counter()
     for control in pair.controls:

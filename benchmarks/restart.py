@@ -19,11 +19,13 @@ import signal
 import sys
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from shop import Shop, shop, wait_for, wait_until_ready
+sys.path[0] = str(Path(__file__).parents[1])
 
-from ambient.bench.machine import describe
+from ambient.bench.machine import describe  # noqa: E402
+from benchmarks.shop import Shop, shop, wait_for, wait_until_ready  # noqa: E402
 
 NODES = ("node-1", "node-2")
 # Between two kills: the last one's outage is over by then, or counts as its stall.

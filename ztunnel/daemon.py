@@ -39,7 +39,7 @@ from ztunnel.levels import Levels, parse_levels
 from ztunnel.mesh_file import MeshFile
 from ztunnel.metrics import TcpMetrics
 from ztunnel.name_server import Names
-from ztunnel.network import NetnsNetwork
+from ztunnel.network import NetnsNetwork, PodNetwork
 from ztunnel.overload import RefusalLog, watch_memory
 from ztunnel.own_ports import OwnPorts
 from ztunnel.proxies import Around, Proxies
@@ -53,9 +53,20 @@ CONTROL_SECONDS = 0.25
 
 
 class Daemon:
-    """Everything of one ztunnel, put together."""
+    """Everything of one ztunnel, put together.
 
-    def __init__(self, reactor: Reactor, settings: Settings, control: socket.socket) -> None:
+    Args:
+        control: The connection to the control plane, ours to close.
+        network: Makes a pod's network from the descriptor that the agent sent, as in ``AgentFollower``.
+    """
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        settings: Settings,
+        control: socket.socket,
+        network: Callable[[Reactor, int], PodNetwork] = NetnsNetwork,
+    ) -> None:
         self._settings = settings
         self._headroom = reactor.headroom
         self._headroom.on_refused = RefusalLog(reactor).refused
@@ -87,7 +98,7 @@ class Daemon:
         self._agent = AgentFollower(
             settings.inpod_uds,
             self._proxies,
-            functools.partial(NetnsNetwork, reactor),
+            functools.partial(network, reactor),
             Handover(self._svids, self._own),
         )
         self._agent.on_snapshot = self._say_ready

@@ -8,14 +8,12 @@ asked all the same, because in a pod it would be.
 
 from __future__ import annotations
 
-import functools
+import errno
 import logging
 import os
 import socket
 import sys
 from collections.abc import Container
-
-import trio
 
 from ambient.engine import collector, host
 from ambient.engine.dial import dial_socket
@@ -24,7 +22,6 @@ from ambient.engine.netns import listen_in, original_destination
 from ambient.engine.reactor import Reactor
 from ztunnel import __main__ as ztunnel_main
 from ztunnel.daemon import Daemon, raise_file_limit
-from ztunnel.inpod import AgentFollower
 from ztunnel.network import Address, Cancellable, OnDialled
 from ztunnel.settings import Settings, read_settings
 
@@ -44,6 +41,18 @@ class LoopbackNetwork:
         """On this pod's address only."""
         return listen_in(None, port, host=self._ip)
 
+    def listen_locally(self, port: int) -> socket.socket:
+        """The pod's address is all the loopback that it has."""
+        return self.listen(port)
+
+    def listen_for_names(self, port: int) -> list[tuple[socket.socket, socket.socket]]:
+        """Nobody asks for names here."""
+        return []
+
+    def ask(self, address: Address) -> socket.socket:
+        """Raises OSError: nobody does."""
+        raise OSError(errno.ENETUNREACH, "no name server is in reach")
+
     def original_destination(self, sock: socket.socket) -> Address:
         """Always the target."""
         original_destination(sock)
@@ -61,14 +70,12 @@ class LoopbackNetwork:
 
 
 class LoopbackDaemon(Daemon):
-    """The daemon with ports of the kernel's choice for its own HTTP, so that two fit one machine."""
+    """The daemon without HTTP of its own, so that two fit one machine."""
 
     def __init__(self, reactor: Reactor, settings: Settings, control: socket.socket, target: Address) -> None:
-        super().__init__(reactor, settings, control)
-        network = functools.partial(LoopbackNetwork, reactor, target)
-        self._agent = AgentFollower(settings.inpod_uds, self._proxies, network)
+        super().__init__(reactor, settings, control, lambda reactor, fd: LoopbackNetwork(reactor, target, fd))
 
-    def _serve_http(self, nursery: trio.Nursery) -> None:
+    async def _serve_http(self) -> None:
         pass
 
 

@@ -65,10 +65,12 @@ class Agent:
         self._listener.bind(str(path))
         self._listener.listen()
         self._listener.settimeout(PATIENCE)
+        self._sock: socket.socket | None = None
 
     def enroll(self, pods: tuple[Workload, ...]) -> None:
         """Wait for ztunnel, have it serve *pods*; returns when it does."""
-        sock, _ = self._listener.accept()
+        self._sock, _ = self._listener.accept()
+        sock = self._sock
         sock.settimeout(PATIENCE)
         end = zds.AgentConnection()
         end.receive_packet(sock.recv(8192))
@@ -77,16 +79,27 @@ class Agent:
             os.write(fd, pod.addresses[0].encode())
             socket.send_fds(sock, [end.add(_info(pod))], [fd])
             os.close(fd)
-            self._require_ack(end, sock)
+            _require_ack(end, sock)
         sock.send(end.snapshot_sent())
-        self._require_ack(end, sock)
-        self._sock = sock  # Open for as long as we are: its end would be the agent's.
+        _require_ack(end, sock)
 
-    @staticmethod
-    def _require_ack(end: zds.AgentConnection, sock: socket.socket) -> None:
-        event = end.receive_packet(sock.recv(8192))
-        if not isinstance(event, zds.Acked) or event.error:
-            raise SystemExit(f"ztunnel does not enroll: {event}")
+    def close(self) -> None:
+        """To ztunnel this is the agent's end."""
+        self._listener.close()
+        if self._sock is not None:
+            self._sock.close()
+
+
+def _require_ack(end: zds.AgentConnection, sock: socket.socket) -> None:
+    """Read until ztunnel answers; what it gives us to hold is let go, as nobody is killed here."""
+    event: zds.AgentEvent = zds.Drained("")
+    while not isinstance(event, zds.Acked):
+        data, fds, flags, _ = socket.recv_fds(sock, 8192, zds.MAX_LISTENERS)
+        for fd in fds:
+            os.close(fd)
+        event = end.receive_packet(data, fds, bool(flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC)))
+    if event.error:
+        raise SystemExit(f"ztunnel does not enroll: {event.error}")
 
 
 def _info(pod: Workload) -> zds.WorkloadInfo:

@@ -68,7 +68,7 @@ class Ours:
     ) -> None:
         self._folder = folder
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._sockets: list[socket.socket] = []
+        self._sockets: list[socket.socket | Agent] = []
         self._authority = Authority(time.time())
         self._application = application
         self.door = (client_ip, OUTBOUND_PORT)
@@ -89,6 +89,7 @@ class Ours:
         ours, theirs = socket.socketpair()
         path = self._folder / f"{node}.zds"
         agent = Agent(path)
+        self._sockets.append(agent)
         environ = {name: value for name, value in os.environ.items() if not name.startswith("AMBIENT")} | {
             "NODE_NAME": node,
             "AMBIENT_CONTROL_FD": str(theirs.fileno()),

@@ -19,8 +19,7 @@ def main() -> int:
     """Exchange what was asked for, then be the agent."""
     rules, unenroll = sys.argv[1:3]
     if rules == "istio-published":
-        backend.capture_plan = published
-        backend.drain_plan = published_drained
+        vars(backend).update(capture_plan=published, drain_plan=published_drained)
     if unenroll == "delete":
         backend.drain = backend.remove
     return product.main()
