@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from ambient.engine.channel import NOTHING, PUMP_BLOCKED, Data, Receiver, SocketChannel
-from ambient.engine.reactor import READ_BYTES, SLOT_BYTES, Reactor
+from ambient.engine.reactor import READ_BYTES, SLOT_BYTES, SLOTS, Reactor
 from ambient.errors import AmbientError
 from ambient.wire.hbone_events import Stream
 from ambient.wire.hbone_frames import FRAME_HEADER, FRAME_HEADER_BYTES, ErrorCode
@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 Headers: TypeAlias = tuple[tuple[str, str], ...]
 
 _SLOT_PAYLOAD_BYTES = SLOT_BYTES - FRAME_HEADER_BYTES
-_SLOTS = READ_BYTES // SLOT_BYTES
 # The largest frame: with its header a whole number of TLS records.
 _FRAME_BYTES = READ_BYTES - FRAME_HEADER_BYTES
+# Where the peer takes frames of this size, a read becomes one frame; below, one for each TLS record.
+_LARGE_FRAME_BYTES = SLOTS * SLOT_BYTES
 
 
 class TunnelRefused(AmbientError):
@@ -297,9 +298,10 @@ class TunnelStream:
             self._wants_room = True
             connection.wait_for_room(self)
             return PUMP_BLOCKED
-        if wire.peer_max_frame >= READ_BYTES:
-            return self._pump_one(sock, room if room < _FRAME_BYTES else _FRAME_BYTES)
-        if self._bulk and room >= _SLOTS * _SLOT_PAYLOAD_BYTES:
+        if wire.peer_max_frame >= _LARGE_FRAME_BYTES:
+            limit = wire.peer_max_frame if wire.peer_max_frame < _FRAME_BYTES else _FRAME_BYTES
+            return self._pump_one(sock, room if room < limit else limit)
+        if self._bulk and room >= SLOTS * _SLOT_PAYLOAD_BYTES:
             return self._pump_slots(sock)
         limit = min(room, _SLOT_PAYLOAD_BYTES)
         size = self._pump_one(sock, limit)
