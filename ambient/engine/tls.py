@@ -312,6 +312,16 @@ class TlsChannel(SocketChannel):
             self._finish(exc)
             return
         if size:
+            ends, incoming = self._ends, self._incoming
+            if (
+                size > HEADER_BYTES
+                and buffer[3] << 8 | buffer[4] == size - HEADER_BYTES
+                and not ends.unfinished
+                and not incoming.pending
+            ):
+                incoming.write(buffer[:size])
+                self._read_one(size)
+                return
             before = self.bytes_in
             if size <= FEED_BYTES:
                 self._feed(buffer[:size])
@@ -324,11 +334,31 @@ class TlsChannel(SocketChannel):
             self.truncated = True
             self._ended_in()
 
+    def _read_one(self, size: int) -> None:
+        """The usual case, for every small message: one record of *size* bytes came, and nothing else."""
+        plain = self._reactor.plain_buffer
+        filled = 0
+        try:
+            filled = self._read(RECORD_BYTES, plain)
+        except ssl.SSLWantReadError:
+            self._answer_tls()
+            self._count_barren(size)
+            return
+        except ssl.SSLZeroReturnError:
+            pass
+        except ssl.SSLError as exc:
+            self._broken(exc)
+            return
+        if not filled:
+            self._ended_in()
+            return
+        self.bytes_in += filled
+        receiver = self._receiver
+        if receiver is not None and not self._closing:
+            receiver.data_received(plain[:filled])
+
     def _feed(self, data: memoryview) -> None:
-        ends, size = self._ends, len(data)
-        # A small message is one record; anything else is followed.
-        if ends.unfinished or size < HEADER_BYTES or data[3] << 8 | data[4] != size - HEADER_BYTES:
-            ends.take(data)
+        self._ends.take(data)
         self._incoming.write(data)
 
     def _decrypt(self, rest: memoryview | None = None) -> None:
@@ -359,11 +389,7 @@ class TlsChannel(SocketChannel):
             except ssl.SSLZeroReturnError:
                 ended = True
             except ssl.SSLError as exc:
-                # OpenSSL encrypts nothing after its own alert: who is told of the last bytes cannot answer.
-                self._eof_wanted = True
-                self._gathered.clear()
-                self._deliver(plain[:filled])
-                self._broken(exc)
+                self._broken(exc, plain[:filled])
                 return
             if not rest:
                 break
@@ -371,8 +397,7 @@ class TlsChannel(SocketChannel):
             rest = rest[FEED_BYTES:]
         if filled:
             self._deliver(plain[:filled])
-        if self._outgoing.pending and self._sock is not None:
-            self._mark_dirty()  # OpenSSL answered something of its own, such as a KeyUpdate.
+        self._answer_tls()
         if ended and self._sock is not None and not self._eof_in:
             self._ended_in()
 
@@ -389,7 +414,16 @@ class TlsChannel(SocketChannel):
         if self._barren > MAX_BARREN_BYTES:
             self.crashed(TlsError("flood", f"{self._barren} bytes of TLS without any data"))
 
-    def _broken(self, exc: ssl.SSLError) -> None:
+    def _answer_tls(self) -> None:
+        if self._outgoing.pending and self._sock is not None:
+            self._mark_dirty()  # OpenSSL answered something of its own, such as a KeyUpdate.
+
+    def _broken(self, exc: ssl.SSLError, last: memoryview | None = None) -> None:
+        # OpenSSL encrypts nothing after its own alert: who is told of the last bytes cannot answer.
+        self._eof_wanted = True
+        self._gathered.clear()
+        if last:
+            self._deliver(last)
         self._write_out()  # The alert, if there is one.
         self.crashed(tls_error(exc))
 

@@ -289,11 +289,13 @@ class TunnelStream:
 
     def pump(self, sock: socket.socket) -> int:
         """Read from *sock* what the windows allow, straight into frames; see ``set_pump``."""
-        connection = self.connection
+        connection, stream = self.connection, self._stream
         wire = connection.wire
         if self._finished or self._eof_wanted:
             return PUMP_BLOCKED
-        room = wire.sendable(self._stream)
+        room = stream.send_window
+        if wire.send_window < room:
+            room = wire.send_window
         if self._out or room <= 0 or connection.channel.full:
             self._wants_room = True
             connection.wait_for_room(self)
