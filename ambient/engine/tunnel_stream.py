@@ -317,7 +317,7 @@ class TunnelStream:
         if size:
             connection = self.connection
             wire = connection.wire
-            if wire.has_output:
+            if wire.output:
                 connection.push()
             frames = reactor.frame_buffer
             FRAME_HEADER.pack_into(frames, 0, size >> 8, size & 0xFF, 0, 0, self._stream.stream_id)
