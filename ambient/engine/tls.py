@@ -262,13 +262,14 @@ class TlsChannel(SocketChannel):
         view = memoryview(data)
         for start in range(0, len(view), SEND_BYTES):
             self._encrypt(view[start : start + SEND_BYTES])
-            if self._mask & OUT:
-                sealed = self._outgoing.read()
-                self._queue(sealed, len(sealed))
-            else:
-                self._write_out()
+            sealed = self._outgoing.read()
+            sent = 0 if self._out else self._send([sealed])
             if self._sock is None:
                 return
+            if sent < len(sealed):
+                self._queue(sealed[sent:], len(sealed) - sent)
+        # Nobody is told of room before the last piece: what they wrote then would come between two.
+        self._update()
 
     def write_alone(self, data: memoryview) -> None:
         """``write`` of all that this batch writes: sealed and sent at once, unless something is before it."""
