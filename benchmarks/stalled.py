@@ -1,9 +1,10 @@
 """A thousand streams whose application never reads: what they make a node hold, and what a neighbour notices.
 
-    python benchmarks/stalled.py [-o json] [--streams 1000] [--rounds 5] [--seconds 1.5]
+    python benchmarks/stalled.py [-o json] [--streams 1000] [--rounds 4] [--seconds 1.5]
 
 A neighbour's bulk transfer is measured alone, then while the stalled streams (on the same pooled connections)
-are fed whatever they take. Memory is what both nodes' daemons added, PSS.
+are fed whatever they take, then alone again, so that a machine that drifts does not pass for an effect.
+Memory is what both nodes' daemons added, PSS.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("-o", "--output", choices=("text", "json"), default="text")
     parser.add_argument("--streams", type=int, default=1000)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=4, help="before and after; twice as many beside")
     parser.add_argument("--seconds", type=float, default=1.5)
     arguments = parser.parse_args()
     with Bench() as bench:
@@ -53,7 +54,10 @@ def measure(bench: Bench, streams: int, rounds: int, seconds: float) -> dict[str
     feeder.begin("stall", pair, streams, FILLING_SECONDS)
     filled = feeder.result()
     after = pss_bytes(pair.client()), pss_bytes(pair.server())
-    beside = [fed_neighbour(bench, pair, feeder, seconds) for _ in range(rounds)]
+    beside = [fed_neighbour(bench, pair, feeder, seconds) for _ in range(2 * rounds)]
+    feeder.begin("unstall", pair, 0, 0.0, bench.application_pid)
+    feeder.result()
+    alone += [neighbour(bench, pair, seconds) for _ in range(rounds)]
     added = [now - then for now, then in zip(after, before, strict=True)]
     share = statistics.median(each["rate"] for each in beside) / statistics.median(
         each["rate"] for each in alone

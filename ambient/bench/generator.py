@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ambient.bench.response import ResponseReader
-from ambient.bench.timer import Timer
+from ambient.engine.alarm import Alarm
 from ambient.errors import RemoteProtocolError
 
 READ_BYTES = 256 * 1024
@@ -58,7 +58,7 @@ class Generator:
     def __init__(self, address: Any, family: int, request: bytes, connections: int) -> None:
         self._request = request
         self._epoll = select.epoll()
-        self._timer = Timer()
+        self._timer = Alarm()
         self._epoll.register(self._timer.fd, select.EPOLLIN)
         self._by_fd: dict[int, Connection] = {}
         self._idle: deque[Connection] = deque()

@@ -314,6 +314,7 @@ class ClientConnection:
 
     def _ended(self, sink: ResponseSink) -> None:
         self._sink = None
+        self._channel.resume()  # Whoever paused it for the last piece has no more to do with it.
         if not self._sending:
             self._finished()
         sink.response_ended()

@@ -24,6 +24,7 @@ from ambient.engine.reactor import HANG_UP, IN, OUT, Reactor
 from ambient.errors import AmbientError, ConfigError, RemoteProtocolError
 from ambient.model.identity import SpiffeId
 from ambient.pki.svid import CLIENT_USE, SERVER_USE, spiffe_id_of
+from ambient.wire.tls_records import HEADER_BYTES, RecordEnds
 
 ALPN_HBONE = ("h2",)
 # One record decrypts to at most this (RFC 8446 5.1); a read needs as much room.
@@ -36,6 +37,8 @@ MAX_BARREN_BYTES = 4 * (RECORD_BYTES + 256)
 SECURITY_LEVEL = "DEFAULT@SECLEVEL=2"
 # Encrypted bytes that are sent at once and not at the end of the batch: while the cache still has them.
 SEND_BYTES = 256 * 1024
+# Encrypted bytes that are decrypted at a time.
+FEED_BYTES = 256 * 1024
 # Encrypted bytes that wait for the socket before ``writable`` turns False.
 TLS_HIGH_BYTES = 1024 * 1024
 # A handshake's incoming bytes: the largest chain we would look at. OpenSSL's own bound is 100 KiB.
@@ -179,8 +182,8 @@ class TlsChannel(SocketChannel):
     """
 
     __slots__ = (
-        "_barren", "_barren_since", "_encrypt", "_gathered", "_incoming", "_outgoing", "_read", "_tls",
-        "alpn", "identity", "peer_identity", "truncated",
+        "_barren", "_barren_since", "_encrypt", "_ends", "_gathered", "_incoming", "_outgoing", "_read",
+        "_tls", "alpn", "identity", "peer_identity", "truncated",
     )  # fmt: skip
 
     _high = TLS_HIGH_BYTES
@@ -206,6 +209,9 @@ class TlsChannel(SocketChannel):
         self._incoming = incoming
         self._outgoing = outgoing
         self._gathered = bytearray()
+        self._ends = RecordEnds()
+        if incoming.pending:
+            self._feed(memoryview(incoming.read()))  # What came with the end of the handshake.
         self.identity = identity
         self.peer_identity = peer_identity
         self.alpn = tls.selected_alpn_protocol() or ""
@@ -240,13 +246,30 @@ class TlsChannel(SocketChannel):
         else:
             if gathered:
                 self._seal()
-            self._encrypt(data)
+            if size > SEND_BYTES:
+                self._write_large(data)
+            else:
+                self._encrypt(data)
         if not self._dirty:
             self._mark_dirty()
         if self._outgoing.pending >= SEND_BYTES:
             if not self._mask & OUT:
                 self._write_out()
             self.full = self._backlog() > TLS_HIGH_BYTES
+
+    def _write_large(self, data: Data) -> None:
+        # Piece by piece: a session keeps for ever what room its largest write took.
+        view = memoryview(data)
+        for start in range(0, len(view), SEND_BYTES):
+            self._encrypt(view[start : start + SEND_BYTES])
+            sealed = self._outgoing.read()
+            sent = 0 if self._out else self._send([sealed])
+            if self._sock is None:
+                return
+            if sent < len(sealed):
+                self._queue(sealed[sent:], len(sealed) - sent)
+        # Nobody is told of room before the last piece: what they wrote then would come between two.
+        self._update()
 
     def write_alone(self, data: memoryview) -> None:
         """``write`` of all that this batch writes: sealed and sent at once, unless something is before it."""
@@ -290,55 +313,92 @@ class TlsChannel(SocketChannel):
             self._finish(exc)
             return
         if size:
-            self._incoming.write(buffer[:size])
+            ends, incoming = self._ends, self._incoming
+            if (
+                size > HEADER_BYTES
+                and buffer[3] << 8 | buffer[4] == size - HEADER_BYTES
+                and not ends.unfinished
+                and not incoming.pending
+            ):
+                incoming.write(buffer[:size])
+                self._read_one(size)
+                return
             before = self.bytes_in
-            self._decrypt()
+            if size <= FEED_BYTES:
+                self._feed(buffer[:size])
+                self._decrypt()
+            else:
+                self._decrypt(buffer[:size])
             if self.bytes_in == before and not self._paused:
                 self._count_barren(size)
         elif not self._eof_in:
             self.truncated = True
             self._ended_in()
 
-    def _decrypt(self) -> None:
-        """Decrypt and deliver all that came, unless the receiver stops us."""
-        if self._paused or self._sock is None:
-            return
+    def _read_one(self, size: int) -> None:
+        """The usual case, for every small message: one record of *size* bytes came, and nothing else."""
         plain = self._reactor.plain_buffer
-        room = len(plain)
-        read = self._read
-        incoming = self._incoming
         filled = 0
-        ended = False
         try:
-            # Once nothing is pending a further read could only raise SSLWantReadError, which is dear.
-            while incoming.pending:
-                size = read(room - filled, plain[filled:] if filled else plain)
-                if not size:
-                    ended = True
-                    break
-                filled += size
-                if room - filled < RECORD_BYTES:
-                    self._deliver(plain[:filled])
-                    filled = 0
-                    if self._paused or self._sock is None:
-                        break
+            filled = self._read(RECORD_BYTES, plain)
         except ssl.SSLWantReadError:
-            pass
+            self._answer_tls()
+            self._count_barren(size)
+            return
         except ssl.SSLZeroReturnError:
-            ended = True
+            pass
         except ssl.SSLError as exc:
-            # OpenSSL encrypts nothing after its own alert: whoever is told of the last bytes cannot answer.
-            self._eof_wanted = True
-            self._gathered.clear()
-            self._deliver(plain[:filled])
             self._broken(exc)
             return
+        if not filled:
+            self._ended_in()
+            return
+        self.bytes_in += filled
+        receiver = self._receiver
+        if receiver is not None and not self._closing:
+            receiver.data_received(plain[:filled])
+
+    def _feed(self, data: memoryview) -> None:
+        self._ends.take(data)
+        self._incoming.write(data)
+
+    def _decrypt(self, rest: memoryview | None = None) -> None:
+        """Decrypt and deliver all that came, unless the receiver stops us.
+
+        Args:
+            rest: Came too, and goes to the session piece by piece: it keeps for ever what room its largest
+                piece took.
+        """
+        plain = self._reactor.plain_buffer
+        room = len(plain)
+        read, incoming, ends = self._read, self._incoming, self._ends
+        filled = 0
+        ended = False
+        while True:
+            try:
+                while incoming.pending > ends.unfinished and not self._paused and self._sock is not None:
+                    size = read(room - filled, plain[filled:] if filled else plain)
+                    if not size:
+                        ended = True
+                        break
+                    filled += size
+                    if room - filled < RECORD_BYTES:
+                        self._deliver(plain[:filled])
+                        filled = 0
+            except ssl.SSLWantReadError:
+                pass  # The last record had nothing for us.
+            except ssl.SSLZeroReturnError:
+                ended = True
+            except ssl.SSLError as exc:
+                self._broken(exc, plain[:filled])
+                return
+            if not rest:
+                break
+            self._feed(rest[:FEED_BYTES])
+            rest = rest[FEED_BYTES:]
         if filled:
-            self.bytes_in += filled
-            if not self._closing:
-                self._receiver_or_fail().data_received(plain[:filled])
-        if self._outgoing.pending:
-            self._mark_dirty()  # OpenSSL answered something of its own, such as a KeyUpdate.
+            self._deliver(plain[:filled])
+        self._answer_tls()
         if ended and self._sock is not None and not self._eof_in:
             self._ended_in()
 
@@ -355,7 +415,16 @@ class TlsChannel(SocketChannel):
         if self._barren > MAX_BARREN_BYTES:
             self.crashed(TlsError("flood", f"{self._barren} bytes of TLS without any data"))
 
-    def _broken(self, exc: ssl.SSLError) -> None:
+    def _answer_tls(self) -> None:
+        if self._outgoing.pending and self._sock is not None:
+            self._mark_dirty()  # OpenSSL answered something of its own, such as a KeyUpdate.
+
+    def _broken(self, exc: ssl.SSLError, last: memoryview | None = None) -> None:
+        # OpenSSL encrypts nothing after its own alert: who is told of the last bytes cannot answer.
+        self._eof_wanted = True
+        self._gathered.clear()
+        if last:
+            self._deliver(last)
         self._write_out()  # The alert, if there is one.
         self.crashed(tls_error(exc))
 

@@ -264,13 +264,21 @@ class TunnelConnection:
     def data_received(self, data: memoryview) -> None:
         """Decrypted bytes: let the wire read them and obey what it says."""
         self._heard = now = monotonic()
-        stream = self.wire.take_message(data)
-        if stream is not None and stream.owner is not None:
-            try:
-                stream.owner.take_message(data[FRAME_HEADER_BYTES:])
-            except Exception as exc:
-                self._stream_crashed(stream.owner, exc)
-            return
+        wire, position, last = self.wire, 0, None
+        while (stream := wire.take_message(data, position)) is not None:
+            owner, start, position = stream.owner, position + FRAME_HEADER_BYTES, wire.message_end
+            if owner is not None:
+                try:
+                    owner.take_message(data[start:position])
+                except Exception as exc:
+                    self._stream_crashed(owner, exc)
+            if position == len(data):
+                return
+            if stream is last:
+                break  # Two in a row: what follows may be gathered.
+            last = stream
+        if position:
+            data = data[position:]
         try:
             happened = self.wire.receive_data(data, now)
         except HboneError as exc:

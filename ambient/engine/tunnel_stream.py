@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from ambient.engine.channel import NOTHING, PUMP_BLOCKED, Data, Receiver, SocketChannel
-from ambient.engine.reactor import READ_BYTES, SLOT_BYTES, Reactor
+from ambient.engine.reactor import READ_BYTES, SLOT_BYTES, SLOTS, Reactor
 from ambient.errors import AmbientError
 from ambient.wire.hbone_events import Stream
 from ambient.wire.hbone_frames import FRAME_HEADER, FRAME_HEADER_BYTES, ErrorCode
@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 Headers: TypeAlias = tuple[tuple[str, str], ...]
 
 _SLOT_PAYLOAD_BYTES = SLOT_BYTES - FRAME_HEADER_BYTES
-_SLOTS = READ_BYTES // SLOT_BYTES
 # The largest frame: with its header a whole number of TLS records.
 _FRAME_BYTES = READ_BYTES - FRAME_HEADER_BYTES
+# Where the peer takes frames of this size, a read becomes one frame; below, one for each TLS record.
+_LARGE_FRAME_BYTES = SLOTS * SLOT_BYTES
 
 
 class TunnelRefused(AmbientError):
@@ -288,18 +289,21 @@ class TunnelStream:
 
     def pump(self, sock: socket.socket) -> int:
         """Read from *sock* what the windows allow, straight into frames; see ``set_pump``."""
-        connection = self.connection
+        connection, stream = self.connection, self._stream
         wire = connection.wire
         if self._finished or self._eof_wanted:
             return PUMP_BLOCKED
-        room = wire.sendable(self._stream)
+        room = stream.send_window
+        if wire.send_window < room:
+            room = wire.send_window
         if self._out or room <= 0 or connection.channel.full:
             self._wants_room = True
             connection.wait_for_room(self)
             return PUMP_BLOCKED
-        if wire.peer_max_frame >= READ_BYTES:
-            return self._pump_one(sock, room if room < _FRAME_BYTES else _FRAME_BYTES)
-        if self._bulk and room >= _SLOTS * _SLOT_PAYLOAD_BYTES:
+        if wire.peer_max_frame >= _LARGE_FRAME_BYTES:
+            limit = wire.peer_max_frame if wire.peer_max_frame < _FRAME_BYTES else _FRAME_BYTES
+            return self._pump_one(sock, room if room < limit else limit)
+        if self._bulk and room >= SLOTS * _SLOT_PAYLOAD_BYTES:
             return self._pump_slots(sock)
         limit = min(room, _SLOT_PAYLOAD_BYTES)
         size = self._pump_one(sock, limit)
@@ -313,7 +317,7 @@ class TunnelStream:
         if size:
             connection = self.connection
             wire = connection.wire
-            if wire.has_output:
+            if wire.output:
                 connection.push()
             frames = reactor.frame_buffer
             FRAME_HEADER.pack_into(frames, 0, size >> 8, size & 0xFF, 0, 0, self._stream.stream_id)

@@ -87,6 +87,7 @@ class HboneConnection(FrameSplitter):
         peer_max_streams: How many streams we may have open.
         send_window: What the peer lets us send over all streams.
         closing: A GOAWAY was sent or received: no new streams.
+        output: What ``take_output`` will give; only to be looked at.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class HboneConnection(FrameSplitter):
         self._leftovers = 0
         self._windows = windows or WindowBudget()
         self._max_streams = max_streams
-        self._out = bytearray()
+        self.output = bytearray()
         self._receive_window = CONNECTION_WINDOW_BYTES
         self._next_id = 1
         self._last_peer_id = 0
@@ -156,7 +157,7 @@ class HboneConnection(FrameSplitter):
             self._parse(data)
         except HboneError as exc:
             self._broken = self.closing = True
-            self._out += f.goaway(self._last_peer_id, exc.code, str(exc).encode()[:MAX_DEBUG_BYTES])
+            self.output += f.goaway(self._last_peer_id, exc.code, str(exc).encode()[:MAX_DEBUG_BYTES])
             exc.events = events
             raise
         return events
@@ -169,14 +170,14 @@ class HboneConnection(FrameSplitter):
     @property
     def has_output(self) -> bool:
         """Whether ``take_output`` would give something."""
-        return bool(self._out)
+        return bool(self.output)
 
     def take_output(self) -> bytes:
         """What has to be sent now, in order; empty if nothing."""
-        if not self._out:
+        if not self.output:
             return b""
-        out = bytes(self._out)
-        self._out.clear()
+        out = bytes(self.output)
+        self.output.clear()
         return out
 
     def sendable(self, stream: Stream) -> int:
@@ -195,7 +196,7 @@ class HboneConnection(FrameSplitter):
         if stream.local_closed:
             return
         stream.local_closed = True
-        self._out += f.frame(f.DATA, f.END_STREAM, stream.stream_id)
+        self.output += f.frame(f.DATA, f.END_STREAM, stream.stream_id)
         if stream.remote_closed:
             self._forget(stream)
 
@@ -225,11 +226,11 @@ class HboneConnection(FrameSplitter):
         increment = stream.unreturned + grow
         stream.receive_window += increment
         stream.unreturned = 0
-        self._out += f.window_update(stream.stream_id, increment)
+        self.output += f.window_update(stream.stream_id, increment)
 
     def ping(self, payload: bytes) -> None:
         """Ask the peer for a sign of life; eight bytes come back in ``PingAcknowledged``."""
-        self._out += f.frame(f.PING, 0, 0, payload)
+        self.output += f.frame(f.PING, 0, 0, payload)
 
     def goaway(self) -> None:
         """Say that no more streams are taken; those under way when the peer reads it still are.
@@ -240,7 +241,7 @@ class HboneConnection(FrameSplitter):
         if not self.closing:
             self.closing = True
             self._goodbye_due = True
-            self._out += f.goaway(f.MAX_STREAM_ID, ErrorCode.NO_ERROR)
+            self.output += f.goaway(f.MAX_STREAM_ID, ErrorCode.NO_ERROR)
             self.ping(GOODBYE_PING)
 
     def goodbye_over(self) -> None:
@@ -248,7 +249,7 @@ class HboneConnection(FrameSplitter):
         if self._goodbye_due:
             self._goodbye_due = False
             self._refuse_above = self._last_peer_id
-            self._out += f.goaway(self._last_peer_id, ErrorCode.NO_ERROR)
+            self.output += f.goaway(self._last_peer_id, ErrorCode.NO_ERROR)
 
     @property
     def drained(self) -> bool:
@@ -283,7 +284,7 @@ class HboneConnection(FrameSplitter):
         stream = self._new_stream(self._next_id)
         self._next_id += 2
         self.streams[stream.stream_id] = stream
-        self._out += f.frame(f.HEADERS, f.END_HEADERS, stream.stream_id, block)
+        self.output += f.frame(f.HEADERS, f.END_HEADERS, stream.stream_id, block)
         return stream
 
     # Server ----------------------------------------------------------------------------------
@@ -293,7 +294,7 @@ class HboneConnection(FrameSplitter):
         self._require_unanswered(stream)
         stream.answered = True
         block = h.encode_response(200, headers)
-        self._out += f.frame(f.HEADERS, f.END_HEADERS, stream.stream_id, block)
+        self.output += f.frame(f.HEADERS, f.END_HEADERS, stream.stream_id, block)
 
     def refuse(self, stream: Stream, status: int, text: str = "") -> None:
         """Answer *status* with *text* as its whole body, and end the stream."""
@@ -355,7 +356,7 @@ class HboneConnection(FrameSplitter):
         if self._receive_window < 0:
             raise HboneError(ErrorCode.FLOW_CONTROL_ERROR, "DATA over the connection's window")
         if self._receive_window <= CONNECTION_UPDATE_BELOW:
-            self._out += f.window_update(0, CONNECTION_WINDOW_BYTES - self._receive_window)
+            self.output += f.window_update(0, CONNECTION_WINDOW_BYTES - self._receive_window)
             self._receive_window = CONNECTION_WINDOW_BYTES
         self._count_empty(flags, size)
         stream = self.streams.get(stream_id)
@@ -539,7 +540,7 @@ class HboneConnection(FrameSplitter):
         if not flags & f.ACK:
             if not self._pings.spend(self._now):
                 raise HboneError(ErrorCode.ENHANCE_YOUR_CALM, "flood of PING")
-            self._out += f.frame(f.PING, f.ACK, 0, payload)
+            self.output += f.frame(f.PING, f.ACK, 0, payload)
         elif payload == GOODBYE_PING and self._goodbye_due:
             self.goodbye_over()
             self._events.append(PingAcknowledged(payload))
@@ -564,7 +565,7 @@ class HboneConnection(FrameSplitter):
         self._settled = True
         for identifier, value in f.SETTING.iter_unpack(payload):
             self._set(identifier, value)
-        self._out += f.frame(f.SETTINGS, f.ACK, 0)
+        self.output += f.frame(f.SETTINGS, f.ACK, 0)
         self._events.append(SettingsReceived())
         self._send_tails()
 
@@ -706,7 +707,7 @@ class HboneConnection(FrameSplitter):
         body = f"{text}\n".encode() if text else b""
         headers = (("content-type", "text/plain"), ("content-length", str(len(body)))) if body else ()
         flags = f.END_HEADERS if body else f.END_HEADERS | f.END_STREAM
-        self._out += f.frame(f.HEADERS, flags, stream.stream_id, h.encode_response(status, headers))
+        self.output += f.frame(f.HEADERS, flags, stream.stream_id, h.encode_response(status, headers))
         stream.tail = body
         if body:
             self._send_tail(stream)
@@ -723,7 +724,7 @@ class HboneConnection(FrameSplitter):
             return
         piece, stream.tail = stream.tail[:room], stream.tail[room:]
         self.sent(stream, len(piece))
-        self._out += f.frame(f.DATA, 0 if stream.tail else f.END_STREAM, stream.stream_id, piece)
+        self.output += f.frame(f.DATA, 0 if stream.tail else f.END_STREAM, stream.stream_id, piece)
         if not stream.tail:
             self._answered_for_good(stream)
 
@@ -759,7 +760,7 @@ class HboneConnection(FrameSplitter):
             if not ended:
                 self._reset(stream.stream_id, ErrorCode.CANCEL)
             else:
-                self._out += f.frame(f.DATA, f.END_STREAM, stream.stream_id)
+                self.output += f.frame(f.DATA, f.END_STREAM, stream.stream_id)
             self._forget(stream)
         elif ended:
             self._remote_end(stream)
@@ -777,9 +778,9 @@ class HboneConnection(FrameSplitter):
             # A server has no say in ENABLE_PUSH (RFC 9113 6.5.2).
             values[0] = (f.MAX_CONCURRENT_STREAMS, self._max_streams)
         else:
-            self._out += f.PREFACE
-        self._out += f.settings(values)
-        self._out += f.window_update(0, CONNECTION_WINDOW_BYTES - f.DEFAULT_WINDOW)
+            self.output += f.PREFACE
+        self.output += f.settings(values)
+        self.output += f.window_update(0, CONNECTION_WINDOW_BYTES - f.DEFAULT_WINDOW)
 
     def _is_idle(self, stream_id: int) -> bool:
         if self.role is Role.CLIENT:
@@ -803,7 +804,7 @@ class HboneConnection(FrameSplitter):
 
     def _reset(self, stream_id: int, code: ErrorCode) -> None:
         self._resets.append(stream_id)
-        self._out += f.rst_stream(stream_id, code)
+        self.output += f.rst_stream(stream_id, code)
 
     def _forget(self, stream: Stream) -> None:
         del self.streams[stream.stream_id]

@@ -23,6 +23,9 @@ MAX_FRAME_BYTES = 1024 * 1024
 # Nothing longer makes sense: it holds a header block as large as we accept (``MAX_HEADER_LIST_SIZE``).
 MAX_GATHERED_BYTES = f.DEFAULT_MAX_FRAME
 
+# Messages are taken one by one; larger ones are gathered, so that each stream's bytes leave together. Picked.
+MAX_MESSAGE_BYTES = 4 * 1024
+
 _STREAM_MASK = 0x7FFF_FFFF
 
 unpack_header = f.FRAME_HEADER.unpack_from
@@ -42,7 +45,11 @@ class HboneError(RemoteProtocolError):
 
 
 class FrameSplitter(ABC):
-    """The parser's half of a connection: state between two reads, and the loop over one."""
+    """The parser's half of a connection: state between two reads, and the loop over one.
+
+    Attributes:
+        message_end: Where what ``take_message`` took ends.
+    """
 
     def __init__(self, *, preface: bool) -> None:
         self._preface = f.PREFACE if preface else b""
@@ -55,6 +62,7 @@ class FrameSplitter(ABC):
         self._ending: Stream | None = None  # Ends with the current frame.
         self._events: list[Event] = []
         self._broken = False
+        self.message_end = 0
         self._batch: DataReceived | None = None  # The event that further slices of its stream join.
 
     def _parse(self, data: memoryview) -> None:
@@ -98,18 +106,20 @@ class FrameSplitter(ABC):
                     position += 9 + size
                     self._control(kind, flags, stream_id & _STREAM_MASK, payload)
 
-    def take_message(self, data: memoryview) -> Stream | None:
-        """The stream of *data*, if that is one DATA frame in order and nothing else: a message by itself.
+    def take_message(self, data: memoryview, position: int) -> Stream | None:
+        """The stream of the DATA frame that begins at *position*, if it is whole, small and in order.
 
-        Its payload is ``data[9:]`` and its windows are charged. None: nothing has happened, and
-        ``receive_data`` says what *data* means.
+        Its payload ends at ``message_end`` and its windows are charged. None: nothing has happened, and
+        ``receive_data`` says what the bytes from *position* on mean.
         """
-        size = len(data) - 9
-        if size <= 0 or self._left or self._wanted or self._preface or self._broken:
+        left = len(data) - position
+        if left <= 9 or self._left or self._wanted or self._preface or self._broken:
             return None
-        high, low, kind, flags, stream_id = unpack_header(data)
-        if kind or flags or high << 8 | low != size:
+        high, low, kind, flags, stream_id = unpack_header(data, position)
+        size = high << 8 | low
+        if kind or flags or size > MAX_MESSAGE_BYTES or size + 9 > left:
             return None
+        self.message_end = position + 9 + size
         return self._usual_data(stream_id, size)
 
     def _payload(self, data: memoryview, position: int, end: int) -> int:

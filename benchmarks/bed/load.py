@@ -29,6 +29,8 @@ WARM_UP_SECONDS = 0.25
 # Opening many tunnels at once would measure the listen queue.
 OPENING_AT_ONCE = 64
 PATIENCE = 60.0
+# Processes that used less than this share of so long are done with what they had to do.
+QUIET_SECONDS, QUIET_SHARE = 0.5, 0.05
 
 
 class Window:
@@ -215,6 +217,21 @@ class Load:
                     continue
         poll.close()
         return {"bytes": sent, **window.close()}
+
+    def unstall(self, door: tuple[str, int], count: int, seconds: float, pids: list[int]) -> dict[str, Any]:
+        """Close them all, and return when *pids* have nothing left to do about it."""
+        window = Window(pids)
+        window.open()
+        for sock in self._stalled.values():
+            sock.close()
+        self._stalled.clear()
+        ends = time.monotonic() + PATIENCE
+        busy = True
+        while busy and time.monotonic() < ends:
+            before = cpu_seconds(pids)
+            time.sleep(QUIET_SECONDS)
+            busy = cpu_seconds(pids) - before > QUIET_SHARE * QUIET_SECONDS
+        return window.close()
 
     def open_idle(self, door: tuple[str, int], count: int, seconds: float, pids: list[int]) -> dict[str, Any]:
         """*count* more tunnels that have carried one ping and then carry nothing."""

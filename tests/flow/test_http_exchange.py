@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from ambient.engine.channel import Data, SocketChannel
-from ambient.engine.http_client import HttpPool, OnChannel
+from ambient.engine.http_client import ClientConnection, HttpPool, OnChannel
 from ambient.engine.http_forward import Answer, Forward, Forwarder, Upstream
 from ambient.engine.http_server import HttpServer, ServerConnection
 from ambient.engine.reactor import Reactor
@@ -503,6 +503,46 @@ def test_head_and_local_answers(bench: Bench) -> None:
 
     assert answers.count(b"nobody here") == 1
     assert answers.count(b"content-length: 12\r\n") == 2
+
+
+class Pausing:
+    """A sink that has had enough with every piece, as one whose client does not read."""
+
+    def __init__(self, conn: ClientConnection) -> None:
+        self.conn, self.ended = conn, False
+        conn.begin(self, b"GET", GET)
+        conn.end()
+
+    def response_head(self, head: ResponseHead) -> None: ...
+    def upstream_writable(self) -> None: ...
+    def upstream_lost(self, reason: str) -> None: ...
+    def response_body(self, data: bytes) -> None:
+        self.conn.pause()
+
+    def response_ended(self) -> None:
+        self.ended = True
+
+
+def test_a_connection_paused_by_its_last_piece_is_not_handed_on_so(bench: Bench) -> None:
+    """Who takes it next does not know that it is paused, and would wait for ever."""
+    sinks: list[Pausing] = []
+
+    def use(conn: ClientConnection | Exception) -> None:
+        assert isinstance(conn, ClientConnection)
+        sinks.append(Pausing(conn))
+
+    for count in (1, 2):
+        idle = bench.pool.take("origin")
+        if idle is None:
+            bench.pool.open("origin", use)
+        else:
+            use(idle)
+        bench.until(lambda count=count: len(sinks) == count)
+        bench.read(bench.origin(), len(GET))
+        bench.origin().send(OK)
+        bench.until(lambda: sinks[-1].ended)
+
+    assert bench.pool.statistics().reuses == 1
 
 
 class Slow:

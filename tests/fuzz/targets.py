@@ -31,10 +31,11 @@ def hbone(data: bytes) -> None:
         with suppress(RemoteProtocolError):
             for start in range(1, len(data), step):
                 piece = memoryview(data[start : start + step])
-                if (stream := connection.take_message(piece)) is not None:
-                    connection.credit(stream, len(piece) - FRAME_HEADER_BYTES)
-                    continue
-                for event in connection.receive_data(piece, start / 100):
+                position = 0
+                while (stream := connection.take_message(piece, position)) is not None:
+                    connection.credit(stream, connection.message_end - position - FRAME_HEADER_BYTES)
+                    position = connection.message_end
+                for event in connection.receive_data(piece[position:], start / 100):
                     if isinstance(event, RequestReceived) and event.stream.stream_id in connection.streams:
                         connection.accept(event.stream)
                     elif isinstance(event, DataReceived):

@@ -59,6 +59,20 @@ def test_timers_fire_in_order_and_cancelled_ones_never(reactor: Reactor) -> None
     assert reactor.statistics().timers == 0
 
 
+def test_a_broken_timer_does_not_stop_the_others(reactor: Reactor) -> None:
+    """An exception that ends the loop is survived by who hosts it, and then the deadlines still hold."""
+    seen: list[str] = []
+    reactor.call_later(0.01, lambda: 1 // 0)
+    reactor.call_later(0.02, lambda: seen.append("a"))
+    reactor.call_later(0.03, lambda: reactor.call_later(0, lambda: seen.append("b")))
+    with pytest.raises(ZeroDivisionError):
+        reactor.run()
+    while len(seen) < 2:
+        reactor.run_once()
+
+    assert seen == ["a", "b"]
+
+
 def test_cancelled_timers_do_not_pile_up(reactor: Reactor) -> None:
     """Ten-second deadlines of a thousand connections a second are ten thousand dead entries."""
     for _ in range(5 * reactor_module.SWEEP_TIMERS):

@@ -263,7 +263,7 @@ def test_an_exception_of_a_receiver_costs_its_stream(ends: Ends) -> None:
     "send",
     [
         lambda wire: wire.ping(b"12345678"),
-        lambda wire: wire._out.extend(f.settings(())),
+        lambda wire: wire.output.extend(f.settings(())),
     ],
     ids=["ping", "settings"],
 )
@@ -286,7 +286,7 @@ def test_what_is_not_connect_is_answered_and_reported(ends: Ends) -> None:
 
     def get() -> None:
         block = b"\x82\x87\x84\x01\x01x"
-        ends.client.wire._out.extend(f.frame(f.HEADERS, 5, 1, block))
+        ends.client.wire.output.extend(f.frame(f.HEADERS, 5, 1, block))
         ends.client.wire._next_id = 3
         ends.client.touch()
 

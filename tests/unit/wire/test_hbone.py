@@ -34,7 +34,7 @@ from ambient.wire.hbone_events import (
     WindowOpened,
 )
 from ambient.wire.hbone_frames import ErrorCode, frame
-from ambient.wire.hbone_split import MAX_FRAME_BYTES, MAX_GATHERED_BYTES, HboneError
+from ambient.wire.hbone_split import MAX_FRAME_BYTES, MAX_GATHERED_BYTES, MAX_MESSAGE_BYTES, HboneError
 
 AUTHORITY = "10.244.1.3:80"
 BLOCK = h.encode_request(AUTHORITY, ())
@@ -230,9 +230,10 @@ def test_a_message_by_itself_is_charged_like_any_other() -> None:
     (short, stream), (long, other) = accepted(), accepted()
     message = memoryview(data(1, b"ping"))
 
-    assert short.take_message(message) is stream
+    assert short.take_message(message, 0) is stream
     receive(long, message.tobytes())
 
+    assert short.message_end == len(message)
     assert stream.receive_window == other.receive_window == FIRST_WINDOW_BYTES - 4
     assert short._receive_window == long._receive_window == CONNECTION_WINDOW_BYTES - 4
     assert not short.has_output
@@ -244,12 +245,11 @@ def test_a_message_by_itself_is_charged_like_any_other() -> None:
         b"",
         data(1, b"ping")[:8],
         data(1, b"ping")[:-1],
-        data(1, b"ping") + b"\0",
-        data(1, b"a") + data(1, b"b"),
         data(1, b""),
         data(1, b"ping", f.END_STREAM),
         data(1, b"\x00ping", f.PADDED),
         data(3, b"ping"),
+        data(1, b"x" * (MAX_MESSAGE_BYTES + 1)),
         data(1, b"x" * (FIRST_WINDOW_BYTES + 1)),
         frame(f.PING, 0, 0, b"12345678"),
     ],
@@ -258,10 +258,25 @@ def test_what_is_no_message_by_itself(came: bytes) -> None:
     """Everything but the usual is judged by the long way, and asking changes nothing."""
     connection, stream = accepted()
 
-    assert connection.take_message(memoryview(came)) is None
+    assert connection.take_message(memoryview(came), 0) is None
     assert stream.receive_window == FIRST_WINDOW_BYTES
     assert connection._receive_window == CONNECTION_WINDOW_BYTES
     assert not connection.has_output
+
+
+def test_messages_are_taken_one_by_one() -> None:
+    """What one batch of the peer wrote comes in one record; what follows them is for the long way."""
+    connection, stream = accepted()
+    came = memoryview(data(1, b"a") + data(1, b"bc") + frame(f.PING, 0, 0, b"12345678"))
+
+    taken, position = [], 0
+    while connection.take_message(came, position) is stream:
+        taken.append(came[position + f.FRAME_HEADER_BYTES : connection.message_end].tobytes())
+        position = connection.message_end
+    connection.receive_data(came[position:], 0.0)
+
+    assert taken == [b"a", b"bc"]
+    assert split(connection.take_output()) == [(f.PING, f.ACK, 0, b"12345678")]
 
 
 def test_no_message_in_the_middle_of_something() -> None:
@@ -269,13 +284,13 @@ def test_no_message_in_the_middle_of_something() -> None:
     connection, _ = accepted()
     inner = memoryview(data(1, b"ping"))
     receive(connection, data(1, bytes(100))[:-50])
-    assert connection.take_message(inner) is None
+    assert connection.take_message(inner, 0) is None
     receive(connection, bytes(50))
     receive(connection, data(1, b"ping")[:5])
-    assert connection.take_message(inner) is None
+    assert connection.take_message(inner, 0) is None
 
     breaks(*(broken := accepted())[:1], data(0, b"x"), code=ErrorCode.PROTOCOL_ERROR)
-    assert broken[0].take_message(inner) is None
+    assert broken[0].take_message(inner, 0) is None
 
 
 def test_a_refusal_has_a_body_and_ends_the_stream() -> None:

@@ -1,6 +1,6 @@
 """A timer as a file descriptor: absolute, monotonic, far finer than epoll's millisecond.
 
-Floor 5. ``os.timerfd_create`` came with Python 3.13; before that, libc's by ctypes.
+Floor 2. ``os.timerfd_create`` came with Python 3.13; before that, libc's by ctypes.
 
 Source: timerfd_create(2).
 """
@@ -24,7 +24,7 @@ class _Itimerspec(ctypes.Structure):
     _fields_ = (("interval", _Timespec), ("value", _Timespec))
 
 
-class Timer:
+class Alarm:
     """One timer; readable when its time has come. Close it."""
 
     def __init__(self) -> None:
