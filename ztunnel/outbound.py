@@ -10,13 +10,14 @@ import socket
 
 from ambient.engine.channel import Channel, SocketChannel
 from ambient.engine.pool import TunnelPool
-from ambient.engine.tunnel import Headers, TunnelStream
+from ambient.engine.tunnel import TunnelStream
 from ambient.model.address import format_hostport
 from ambient.model.pool_plan import PoolKey
 from ambient.model.record import Direction, Flag
 from ambient.model.route import Pass, Refuse, Route, Tunnel, route
 from ambient.model.workload import Workload
-from ambient.wire.baggage import format_forwarded, format_traceparent
+from ambient.wire.baggage import format_forwarded, traceparent_of
+from ambient.wire.hbone_headers import RequestEncoder
 from ztunnel.connection import Closed, ProxiedConnection
 from ztunnel.context import Context
 from ztunnel.failure import describe, may_go_elsewhere
@@ -48,7 +49,7 @@ class OutboundConnection(ProxiedConnection):
         self._target = target or context.network.original_destination(sock)
         super().__init__(context, self._application.peer_address, self._target)
         self._pool = pool
-        self._chance = context.chance()
+        self._chance: float | None = None
         self._route: Route | None = None
         self._dialling: Cancellable | None = None
 
@@ -80,6 +81,8 @@ class OutboundConnection(ProxiedConnection):
             # Nothing is left to chance: there is one endpoint, or none.
             self.context.routes.keep(self._target, first)
             return first
+        if self._chance is None:
+            self._chance = self.context.chance()
         return route(mesh, me, *self._target, self._chance)
 
     def _go(self, me: Workload, chosen: Route) -> None:
@@ -103,11 +106,13 @@ class OutboundConnection(ProxiedConnection):
         self.attribute_to(flow)
         key = flow.pool_key
         assert key is not None
-        traceparent = format_traceparent(random.getrandbits(128), random.getrandbits(64))
+        traceparent = traceparent_of(random.getrandbits(192))
         if self.context.journal.json:
             self.traceparent = traceparent
-        headers = request_headers(self.context.baggage(me), self._source, chosen.service, traceparent)
-        self._pool.open(key, chosen.authority, headers, self._opened)
+        if flow.encoder is None:
+            flow.encoder = request_encoder(chosen.authority, self.context.baggage(me))
+        forwarded = format_forwarded(format_hostport(*self._source), flow.traffic.service)
+        self._pool.open(key, chosen.authority, flow.encoder.encode(forwarded, traceparent), self._opened)
 
     def _flow_of(self, me: Workload, chosen: Tunnel) -> Flow:
         known = chosen.workload_uid, chosen.ip, chosen.authority, chosen.service
@@ -175,11 +180,6 @@ def pool_key(context: Context, chosen: Tunnel) -> PoolKey:
     )
 
 
-def request_headers(baggage: str, source: Address, service: str, traceparent: str) -> Headers:
-    """What a CONNECT says beside its target."""
-    host = service.partition("/")[2]
-    return (
-        ("baggage", baggage),
-        ("forwarded", format_forwarded(format_hostport(*source), host)),
-        ("traceparent", traceparent),
-    )
+def request_encoder(authority: str, baggage: str) -> RequestEncoder:
+    """Encodes what a CONNECT says: last, what differs between two to the same destination."""
+    return RequestEncoder(authority, (("baggage", baggage),), ("forwarded", "traceparent"))

@@ -36,6 +36,7 @@ from ambient.wire.hbone_frames import (
     ErrorCode,
     pack_data_header,
 )
+from ambient.wire.hbone_headers import EncodedRequest
 from ambient.wire.hbone_split import HboneError
 
 __all__ = [
@@ -156,9 +157,14 @@ class TunnelConnection:
     # For its owner -----------------------------------------------------------------------------
 
     def open_stream(
-        self, authority: str, headers: Headers, on_opened: OnOpened, *, deadline: float | None = None
+        self,
+        authority: str,
+        headers: Headers | EncodedRequest,
+        on_opened: OnOpened,
+        *,
+        deadline: float | None = None,
     ) -> None:
-        """CONNECT to *authority* (``"10.244.1.3:80"``).
+        """CONNECT to *authority* (``"10.244.1.3:80"``), which *headers* hold too if they are encoded.
 
         *on_opened* gets the stream at 200, else ``TunnelRefused``, ``TunnelLost``, ``TimeoutError`` or,
         for headers that cannot be sent, ``LocalProtocolError``; never before this method returns.
@@ -177,7 +183,8 @@ class TunnelConnection:
         self._opening[stream] = _Opening(authority, on_opened, due, deadline)
         if self._late is None or due < self._late.when:
             self._await_answers(due)
-        self.touch()
+        if not self._dirty:
+            self.touch()
 
     @property
     def usable(self) -> bool:
