@@ -13,7 +13,7 @@ from ambient.model.policy import Connection
 from ambient.model.pool_plan import PoolKey
 from ambient.model.record import Peer
 from ambient.model.route import Admitted, Rejected
-from ambient.wire.hbone_headers import RequestEncoder
+from ambient.wire.hbone_headers import Headers, RequestEncoder
 from ztunnel.metrics import Series, Traffic
 from ztunnel.network import Address
 
@@ -83,9 +83,11 @@ class Arrival:
         admission: Whether the target is ours.
         flow, facts: None unless it is.
         denial: Policy's reason against it, or "".
+        answer: What the 200 says.
     """
 
     admission: Admitted | Rejected
     flow: Flow | None = None
     facts: Connection | None = None
     denial: str = ""
+    answer: Headers = ()

@@ -43,11 +43,17 @@ class OutboundConnection(ProxiedConnection):
     direction = Direction.OUTBOUND
 
     def __init__(
-        self, context: Context, pool: TunnelPool, sock: socket.socket, target: Address | None = None
+        self,
+        context: Context,
+        pool: TunnelPool,
+        sock: socket.socket,
+        target: Address | None = None,
+        *,
+        source: Address | None = None,
     ) -> None:
         self._application = SocketChannel(context.reactor, sock)
         self._target = target or context.network.original_destination(sock)
-        super().__init__(context, self._application.peer_address, self._target)
+        super().__init__(context, source or self._application.peer_address, self._target)
         self._pool = pool
         self._chance: float | None = None
         self._route: Route | None = None
@@ -111,7 +117,7 @@ class OutboundConnection(ProxiedConnection):
             self.traceparent = traceparent
         if flow.encoder is None:
             flow.encoder = request_encoder(chosen.authority, self.context.baggage(me))
-        forwarded = format_forwarded(format_hostport(*self._source), flow.traffic.service)
+        forwarded = format_forwarded(format_hostport(*self.source), flow.traffic.service)
         self._pool.open(key, chosen.authority, flow.encoder.encode(forwarded, traceparent), self._opened)
 
     def _flow_of(self, me: Workload, chosen: Tunnel) -> Flow:

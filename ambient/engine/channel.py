@@ -22,7 +22,6 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from itertools import islice
 from typing import Any, Protocol, TypeAlias
@@ -311,7 +310,11 @@ class SocketChannel:
         if self._eof_wanted or self._sock is None:
             return
         self._eof_wanted = True
-        self._mark_dirty()
+        if self._backlog():
+            self._mark_dirty()
+        else:
+            self._shut()
+            self._finish_if_done()
 
     def pause(self) -> None:
         """Deliver nothing until ``resume``."""
@@ -331,6 +334,8 @@ class SocketChannel:
             return
         self._closing = True
         self.write_eof()
+        if self._sock is None:
+            return
         self._pump = None
         self._linger = self._reactor.call_later(LINGER_SECONDS, self._lingered, self.crashed)
         self.resume()
@@ -359,8 +364,10 @@ class SocketChannel:
     def bound_kernel(self) -> None:
         """Let the kernel hold no more than ``NOT_SENT_BYTES`` for a peer that does not read."""
         if self._sock is not None:
-            with suppress(OSError):  # Not TCP.
+            try:
                 self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOT_SENT_BYTES)
+            except OSError:
+                pass  # Not TCP.
 
     def flush(self) -> None:
         """Send what was gathered; the reactor calls it."""
@@ -541,7 +548,9 @@ class SocketChannel:
         sock, self._sock = self._sock, None
         if sock is None:
             return
-        self._unregister()
+        if self._registered:
+            self._reactor.closing(self._fd)
+            self._registered = False
         sock.close()
         self._out = NOTHING
         self._out_bytes = 0

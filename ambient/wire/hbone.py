@@ -201,7 +201,7 @@ class HboneConnection(FrameSplitter):
         if stream.local_closed:
             return
         stream.local_closed = True
-        self._out += f.frame(f.DATA, f.END_STREAM, stream.stream_id)
+        self._out += f.FRAME_HEADER.pack(0, 0, f.DATA, f.END_STREAM, stream.stream_id)
         if stream.remote_closed:
             self._forget(stream)
 
