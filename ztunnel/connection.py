@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from time import monotonic
 
 from ambient.engine.channel import Channel
 from ambient.engine.relay import Relay, RelayCounts, relay
@@ -53,7 +54,7 @@ class ProxiedConnection:
         self.traceparent = ""
         self.source = source
         self._destination = destination
-        self._started = context.reactor.now()
+        self._started = monotonic()
         self._flow: Flow | None = None
         self._series: Series | None = None
         self._relay: Relay | None = None
@@ -140,7 +141,7 @@ class ProxiedConnection:
             sent, received = requested, responded
         else:
             sent, received = responded, requested
-        source, seconds = format_hostport(*self.source), context.reactor.now() - self._started
+        source, seconds = format_hostport(*self.source), monotonic() - self._started
         context.journal.ended_well(series, source, flow.ends, sent, received, seconds)
         context.open.discard(self)
 
@@ -207,7 +208,7 @@ class ProxiedConnection:
             service=flow.traffic.service if flow else "",
             bytes_sent=requested if outbound else responded,
             bytes_received=responded if outbound else requested,
-            duration=self.context.reactor.now() - self._started,
+            duration=monotonic() - self._started,
             error=error,
             flag=flag,
             early=flow is None,

@@ -61,6 +61,11 @@ class OutboundConnection(ProxiedConnection):
 
     def begin(self) -> None:
         """Route it."""
+        usual = self.context.usual.get(self._target)
+        if usual is not None:
+            self._route, flow = usual
+            self._open(self._route, flow)
+            return
         me = self.context.me
         if me is None:
             self._refuse(UNKNOWN_WORKLOAD, Flag.CONNECT)
@@ -109,16 +114,22 @@ class OutboundConnection(ProxiedConnection):
 
     def _tunnel(self, me: Workload, chosen: Tunnel) -> None:
         flow = self._flow_of(me, chosen)
+        if flow.encoder is None:
+            flow.encoder = request_encoder(chosen.authority, self.context.baggage(me))
+        if self._chance is None:
+            self.context.usual.keep(self._target, (chosen, flow))
+        self._open(chosen, flow)
+
+    def _open(self, chosen: Tunnel, flow: Flow) -> None:
         self.attribute_to(flow)
-        key = flow.pool_key
+        key, encoder = flow.pool_key, flow.encoder
         assert key is not None
+        assert encoder is not None
         traceparent = traceparent_of(random.getrandbits(192))
         if self.context.journal.json:
             self.traceparent = traceparent
-        if flow.encoder is None:
-            flow.encoder = request_encoder(chosen.authority, self.context.baggage(me))
         forwarded = format_forwarded(format_hostport(*self.source), flow.traffic.service)
-        self._pool.open(key, chosen.authority, flow.encoder.encode(forwarded, traceparent), self._opened)
+        self._pool.open(key, chosen.authority, encoder.encode(forwarded, traceparent), self._opened)
 
     def _flow_of(self, me: Workload, chosen: Tunnel) -> Flow:
         known = chosen.workload_uid, chosen.ip, chosen.authority, chosen.service

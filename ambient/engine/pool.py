@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from time import monotonic
 from typing import TypeAlias
 
 from ambient.engine.dial import dial_socket
@@ -195,7 +196,7 @@ class TunnelPool:
         request.on_opened(answer)
 
     def _released(self, connection: int) -> None:
-        instructions = self._plan.released(connection, self._reactor.now())
+        instructions = self._plan.released(connection, monotonic())
         if instructions:
             self._obey(instructions)
 

@@ -45,14 +45,23 @@ def read_literals(block: bytes, ends: list[int] | None = None) -> RawHeaders | N
         if index:
             name = _STATIC[index - 1][0]
         else:
+            # Nearly every string is short and whole: no call for it.
+            stop = position + 1 + block[position] if position < end else end + 1
+            if stop <= end and block[position] < 0x7F:
+                name, position = block[position + 1 : stop], stop
+            else:
+                read = _string(block, position, end)
+                if read is None:
+                    return None
+                name, position = read
+        stop = position + 1 + block[position] if position < end else end + 1
+        if stop <= end and block[position] < 0x7F:
+            value, position = block[position + 1 : stop], stop
+        else:
             read = _string(block, position, end)
             if read is None:
                 return None
-            name, position = read
-        read = _string(block, position, end)
-        if read is None:
-            return None
-        value, position = read
+            value, position = read
         found.append((name, value))
         if ends is not None:
             ends.append(position)
