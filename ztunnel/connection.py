@@ -119,10 +119,11 @@ class ProxiedConnection:
         if self.finished:
             return
         self.finished = True
-        if self._series is not None:
-            self._add(self._series, requested, responded)
+        series = self._series
+        if series is not None:
+            self._add(series, requested, responded)
             if flag is Flag.NONE and not error and self.context.journal.terse:
-                self._ended_well(self._series, requested, responded)
+                self._ended_well(series, requested, responded)
                 return
         if error and self._relay is None:
             self.context.journal.failed(

@@ -310,11 +310,13 @@ class SocketChannel:
         if self._eof_wanted or self._sock is None:
             return
         self._eof_wanted = True
-        if self._backlog():
+        if self._out_bytes:
             self._mark_dirty()
+        elif self._eof_in:
+            self._eof_out = True  # Both directions have ended: closing it says so too.
+            self._finish(None)
         else:
             self._shut()
-            self._finish_if_done()
 
     def pause(self) -> None:
         """Deliver nothing until ``resume``."""
@@ -427,9 +429,9 @@ class SocketChannel:
     def _ended_in(self) -> None:
         self._eof_in = True
         if not self._closing:
-            self._receiver_or_fail().eof_received()
+            (self._receiver or self._receiver_or_fail()).eof_received()
         # The other direction often ends with this one: then there is nothing left to register for.
-        if not self._finish_if_done():
+        if self._sock is not None and not (self._eof_out and self._finish_if_done()):
             self._update()
 
     def _hung_up(self) -> None:

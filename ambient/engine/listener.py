@@ -107,7 +107,7 @@ class Listener:
                 self._pause()
                 return False
             return True
-        if headroom.refuses(fd):
+        if (fd >= headroom.accepts_below or headroom.memory) and headroom.refuses(fd):
             _reset(fd)
             self._pause()
             return False

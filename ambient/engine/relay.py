@@ -61,7 +61,9 @@ class _End:
             relay._error = exc
         other = relay._b if relay._a is self else relay._a
         if other.closed:
-            relay._on_done(RelayCounts(*relay.counts(), relay._error))
+            a, b = relay._a, relay._b
+            sent, answered = a.channel.bytes_in - a.first_byte, b.channel.bytes_in - b.first_byte
+            relay._on_done(RelayCounts(sent, answered, relay._error))
         elif relay._error is not None:
             other.channel.abort()
         else:

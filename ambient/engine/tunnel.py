@@ -173,7 +173,7 @@ class TunnelConnection:
         for headers that cannot be sent, ``LocalProtocolError``; never before this method returns.
         """
         try:
-            if not self.usable:
+            if self.closed or not self.wire.can_open:
                 raise TunnelLost("the connection takes no more streams", retryable=True)
             stream = self.wire.open(authority, headers)
         except AmbientError as exc:

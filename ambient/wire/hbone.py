@@ -302,7 +302,9 @@ class HboneConnection(FrameSplitter):
         self._require_unanswered(stream)
         stream.answered = True
         block = h.encode_response(200, headers)
-        self._out += f.frame(f.HEADERS, f.END_HEADERS, stream.stream_id, block)
+        size = len(block)
+        self._out += f.FRAME_HEADER.pack(size >> 8, size & 0xFF, f.HEADERS, f.END_HEADERS, stream.stream_id)
+        self._out += block
 
     def refuse(self, stream: Stream, status: int, text: str = "") -> None:
         """Answer *status* with *text* as its whole body, and end the stream."""
