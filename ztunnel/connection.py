@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from time import monotonic
 
 from ambient.engine.channel import Channel
 from ambient.engine.relay import Relay, RelayCounts, relay
@@ -36,11 +37,13 @@ class ProxiedConnection:
     Attributes:
         facts: What policy decided about, for inbound connections.
         traceparent: Of the CONNECT that carries it, if records tell of traces.
+        source: The peer's address.
+        finished: Whether the record is written.
     """
 
     __slots__ = (
-        "_counted", "_destination", "_finished", "_flow", "_relay", "_series", "_source", "_started",
-        "context", "facts", "traceparent",
+        "_counted", "_destination", "_flow", "_relay", "_series", "_started", "context", "facts",
+        "finished", "source", "traceparent",
     )  # fmt: skip
 
     direction: Direction
@@ -49,14 +52,14 @@ class ProxiedConnection:
         self.context = context
         self.facts: Connection | None = None
         self.traceparent = ""
-        self._source = source
+        self.source = source
         self._destination = destination
-        self._started = context.reactor.now()
+        self._started = monotonic()
         self._flow: Flow | None = None
         self._series: Series | None = None
         self._relay: Relay | None = None
         self._counted = (0, 0)
-        self._finished = False
+        self.finished = False
         context.open.add(self)
 
     def attribute(
@@ -99,7 +102,7 @@ class ProxiedConnection:
 
     def close(self, reason: str, flag: Flag = Flag.NONE) -> None:
         """End it now, whatever it is doing; the record says *reason*."""
-        if self._finished:
+        if self.finished:
             return
         if self._relay is not None:
             self._relay.abort(Closed(reason, flag))
@@ -113,13 +116,14 @@ class ProxiedConnection:
 
     def finish(self, error: str = "", flag: Flag = Flag.NONE, requested: int = 0, responded: int = 0) -> None:
         """Write the record; every later call is ignored."""
-        if self._finished:
+        if self.finished:
             return
-        self._finished = True
-        if self._series is not None:
-            self._add(self._series, requested, responded)
+        self.finished = True
+        series = self._series
+        if series is not None:
+            self._add(series, requested, responded)
             if flag is Flag.NONE and not error and self.context.journal.terse:
-                self._ended_well(self._series, requested, responded)
+                self._ended_well(series, requested, responded)
                 return
         if error and self._relay is None:
             self.context.journal.failed(
@@ -138,7 +142,7 @@ class ProxiedConnection:
             sent, received = requested, responded
         else:
             sent, received = responded, requested
-        source, seconds = format_hostport(*self._source), context.reactor.now() - self._started
+        source, seconds = format_hostport(*self.source), monotonic() - self._started
         context.journal.ended_well(series, source, flow.ends, sent, received, seconds)
         context.open.discard(self)
 
@@ -156,18 +160,8 @@ class ProxiedConnection:
 
     def leave(self) -> None:
         """End without a record: what it became writes its own."""
-        self._finished = True
+        self.finished = True
         self.context.open.discard(self)
-
-    @property
-    def source(self) -> Address:
-        """The peer's address."""
-        return self._source
-
-    @property
-    def finished(self) -> bool:
-        """Whether the record is written."""
-        return self._finished
 
     def dump(self) -> dict[str, str]:
         """Plain data for people, under ztunnel's names."""
@@ -177,7 +171,7 @@ class ProxiedConnection:
         return {
             "direction": self.direction.value,
             "protocol": "HBONE" if inner or actual[1] == HBONE_PORT else "TCP",
-            "src": format_hostport(*self._source),
+            "src": format_hostport(*self.source),
             "originalDst": inner or format_hostport(*actual),
             "actualDst": format_hostport(*actual),
         }
@@ -197,10 +191,10 @@ class ProxiedConnection:
         outbound = self.direction is Direction.OUTBOUND
         flow = self._flow
         if flow is None:
-            source, destination = self._peer(self._source), self._peer(self._destination)
+            source, destination = self._peer(self.source), self._peer(self._destination)
         else:
             traffic = flow.traffic
-            source = flow.source or self._peer(self._source, traffic.source, traffic.source_identity)
+            source = flow.source or self._peer(self.source, traffic.source, traffic.source_identity)
             if not outbound:
                 flow.source = source  # Those that share the flow came by one tunnel.
             if flow.destination is None:
@@ -215,7 +209,7 @@ class ProxiedConnection:
             service=flow.traffic.service if flow else "",
             bytes_sent=requested if outbound else responded,
             bytes_received=responded if outbound else requested,
-            duration=self.context.reactor.now() - self._started,
+            duration=monotonic() - self._started,
             error=error,
             flag=flag,
             early=flow is None,

@@ -10,7 +10,7 @@ from ambient.engine.reactor import Reactor
 from ambient.engine.tls import TlsContext
 from ambient.model.identity import SpiffeId
 from ambient.model.mesh import Mesh
-from ambient.model.route import Route
+from ambient.model.route import Route, Tunnel
 from ambient.model.workload import Workload
 from ambient.wire.baggage import baggage_of, format_baggage
 from ztunnel.flow import Flow, Remembered
@@ -77,6 +77,7 @@ class Context:
         socks: Whether port 15080 is open.
         names: What the name server of port 15053 needs; None for no name server.
         routes: Outbound, by address and port, where they are not left to chance.
+        usual: The same where the route is a tunnel, with its flow.
         flows: Outbound, by destination workload, address, authority and service.
     """
 
@@ -94,11 +95,13 @@ class Context:
     names: Names | None = None
     socks: bool = False
     routes: Remembered[Address, Route] = field(init=False)
+    usual: Remembered[Address, tuple[Tunnel, Flow]] = field(init=False)
     flows: Remembered[tuple[str, str, str, str], Flow] = field(init=False)
     _baggage: tuple[Workload, str] | None = None
 
     def __post_init__(self) -> None:
         self.routes = Remembered(self.mesh)
+        self.usual = Remembered(self.mesh)
         self.flows = Remembered(self.mesh)
 
     def baggage(self, me: Workload) -> str:

@@ -13,6 +13,7 @@ from ambient.model.policy import Connection
 from ambient.model.pool_plan import PoolKey
 from ambient.model.record import Peer
 from ambient.model.route import Admitted, Rejected
+from ambient.wire.hbone_headers import Headers, RequestEncoder
 from ztunnel.metrics import Series, Traffic
 from ztunnel.network import Address
 
@@ -57,6 +58,7 @@ class Flow:
         address: What the record calls the destination; the tunnel's, for HBONE.
         hbone_address: The target inside the tunnel, or "".
         pool_key: Outbound through a tunnel: which tunnels may carry them.
+        encoder: Outbound through a tunnel: encodes their CONNECTs.
         series: Where they are counted, once the first was.
         source, destination: The record's ends, where they are the same for all connections.
         ends: What the record's line says of both, once one ended well; "" until then.
@@ -66,6 +68,7 @@ class Flow:
     address: Address
     hbone_address: str = ""
     pool_key: PoolKey | None = None
+    encoder: RequestEncoder | None = None
     series: Series | None = None
     source: Peer | None = None
     destination: Peer | None = None
@@ -80,9 +83,11 @@ class Arrival:
         admission: Whether the target is ours.
         flow, facts: None unless it is.
         denial: Policy's reason against it, or "".
+        answer: What the 200 says.
     """
 
     admission: Admitted | Rejected
     flow: Flow | None = None
     facts: Connection | None = None
     denial: str = ""
+    answer: Headers = ()

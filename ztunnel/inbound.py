@@ -86,7 +86,7 @@ class InboundHandshake(ProxiedConnection):
 class InboundStream(ProxiedConnection):
     """One CONNECT."""
 
-    __slots__ = ("_dialling", "_request", "_tunnel")
+    __slots__ = ("_answer", "_dialling", "_request", "_tunnel")
 
     direction = Direction.INBOUND
 
@@ -95,6 +95,7 @@ class InboundStream(ProxiedConnection):
         self._tunnel = tunnel
         self._request = request
         self._dialling: Cancellable | None = None
+        self._answer: Headers = ()
 
     def begin(self) -> None:
         """Ask whether the target is ours."""
@@ -127,6 +128,7 @@ class InboundStream(ProxiedConnection):
         assert arrival.flow is not None
         self.attribute_to(arrival.flow)
         self.facts = arrival.facts
+        self._answer = arrival.answer
         if arrival.denial:
             self._refuse(403, arrival.denial, Flag.DENY)
             return
@@ -141,16 +143,10 @@ class InboundStream(ProxiedConnection):
             self._refuse(status_of(result), reason, flag)
             return
         application = SocketChannel(self.context.reactor, result)
-        stream = self._request.accept(self._response_headers())
+        stream = self._request.accept(self._answer)
         # What was asked is known by now, and would live as long as the connection.
         stream.headers = self._request.headers = ()
         self.join(stream, application)
-
-    def _response_headers(self) -> Headers:
-        me = self.context.me
-        if me is None or not self.context.response_baggage:
-            return ()
-        return (("baggage", self.context.baggage(me)),)
 
     def _cancelled(self) -> None:
         if self._dialling is not None:
@@ -220,7 +216,11 @@ class InboundTunnel:
 
     def arrival(self, me: Workload, request: TunnelRequest) -> Arrival:
         """What becomes of *request*; asked of policy once for each target, until the mesh changes."""
-        forwarded = next((value for name, value in request.headers if name == "forwarded"), "")
+        forwarded = ""
+        for name, value in request.headers:
+            if name == "forwarded":
+                forwarded = value
+                break
         known = request.authority, forwarded.partition(";")[2]
         found = self._arrivals.get(known)
         if found is None:
@@ -246,6 +246,8 @@ class InboundTunnel:
         flow = Flow(traffic, (self.pod_ip, HBONE_PORT), authority)
         arrival = Arrival(target, flow, Connection(self.identity, self.source[0], target.ip, target.port))
         assert arrival.facts is not None
+        if context.response_baggage:
+            arrival.answer = (("baggage", context.baggage(me)),)
         try:
             enforce(context.mesh.policies_for(me), arrival.facts)
         except Denied as exc:

@@ -10,13 +10,14 @@ import socket
 
 from ambient.engine.channel import Channel, SocketChannel
 from ambient.engine.pool import TunnelPool
-from ambient.engine.tunnel import Headers, TunnelStream
+from ambient.engine.tunnel import TunnelStream
 from ambient.model.address import format_hostport
 from ambient.model.pool_plan import PoolKey
 from ambient.model.record import Direction, Flag
 from ambient.model.route import Pass, Refuse, Route, Tunnel, route
 from ambient.model.workload import Workload
-from ambient.wire.baggage import format_forwarded, format_traceparent
+from ambient.wire.baggage import format_forwarded, traceparent_of
+from ambient.wire.hbone_headers import RequestEncoder
 from ztunnel.connection import Closed, ProxiedConnection
 from ztunnel.context import Context
 from ztunnel.failure import describe, may_go_elsewhere
@@ -42,18 +43,29 @@ class OutboundConnection(ProxiedConnection):
     direction = Direction.OUTBOUND
 
     def __init__(
-        self, context: Context, pool: TunnelPool, sock: socket.socket, target: Address | None = None
+        self,
+        context: Context,
+        pool: TunnelPool,
+        sock: socket.socket,
+        target: Address | None = None,
+        *,
+        source: Address | None = None,
     ) -> None:
         self._application = SocketChannel(context.reactor, sock)
         self._target = target or context.network.original_destination(sock)
-        super().__init__(context, self._application.peer_address, self._target)
+        super().__init__(context, source or self._application.peer_address, self._target)
         self._pool = pool
-        self._chance = context.chance()
+        self._chance: float | None = None
         self._route: Route | None = None
         self._dialling: Cancellable | None = None
 
     def begin(self) -> None:
         """Route it."""
+        usual = self.context.usual.get(self._target)
+        if usual is not None:
+            self._route, flow = usual
+            self._open(self._route, flow)
+            return
         me = self.context.me
         if me is None:
             self._refuse(UNKNOWN_WORKLOAD, Flag.CONNECT)
@@ -80,6 +92,8 @@ class OutboundConnection(ProxiedConnection):
             # Nothing is left to chance: there is one endpoint, or none.
             self.context.routes.keep(self._target, first)
             return first
+        if self._chance is None:
+            self._chance = self.context.chance()
         return route(mesh, me, *self._target, self._chance)
 
     def _go(self, me: Workload, chosen: Route) -> None:
@@ -100,14 +114,22 @@ class OutboundConnection(ProxiedConnection):
 
     def _tunnel(self, me: Workload, chosen: Tunnel) -> None:
         flow = self._flow_of(me, chosen)
+        if flow.encoder is None:
+            flow.encoder = request_encoder(chosen.authority, self.context.baggage(me))
+        if self._chance is None:
+            self.context.usual.keep(self._target, (chosen, flow))
+        self._open(chosen, flow)
+
+    def _open(self, chosen: Tunnel, flow: Flow) -> None:
         self.attribute_to(flow)
-        key = flow.pool_key
+        key, encoder = flow.pool_key, flow.encoder
         assert key is not None
-        traceparent = format_traceparent(random.getrandbits(128), random.getrandbits(64))
+        assert encoder is not None
+        traceparent = traceparent_of(random.getrandbits(192))
         if self.context.journal.json:
             self.traceparent = traceparent
-        headers = request_headers(self.context.baggage(me), self._source, chosen.service, traceparent)
-        self._pool.open(key, chosen.authority, headers, self._opened)
+        forwarded = format_forwarded(format_hostport(*self.source), flow.traffic.service)
+        self._pool.open(key, chosen.authority, encoder.encode(forwarded, traceparent), self._opened)
 
     def _flow_of(self, me: Workload, chosen: Tunnel) -> Flow:
         known = chosen.workload_uid, chosen.ip, chosen.authority, chosen.service
@@ -175,11 +197,6 @@ def pool_key(context: Context, chosen: Tunnel) -> PoolKey:
     )
 
 
-def request_headers(baggage: str, source: Address, service: str, traceparent: str) -> Headers:
-    """What a CONNECT says beside its target."""
-    host = service.partition("/")[2]
-    return (
-        ("baggage", baggage),
-        ("forwarded", format_forwarded(format_hostport(*source), host)),
-        ("traceparent", traceparent),
-    )
+def request_encoder(authority: str, baggage: str) -> RequestEncoder:
+    """Encodes what a CONNECT says: last, what differs between two to the same destination."""
+    return RequestEncoder(authority, (("baggage", baggage),), ("forwarded", "traceparent"))

@@ -40,18 +40,18 @@ class PassthroughConnection(ProxiedConnection):
             )
             return
         self.attribute(
-            source=self.context.mesh.workload_by_address(self._source[0], me.node),
+            source=self.context.mesh.workload_by_address(self.source[0], me.node),
             destination=me,
             address=self._target,
         )
-        self.facts = Connection(None, self._source[0], *self._target)
+        self.facts = Connection(None, self.source[0], *self._target)
         try:
             enforce(self.context.mesh.policies_for(me), self.facts)
         except Denied as exc:
             self._refuse(exc.reason, Flag.DENY)
             return
         self._dialling = self.context.network.dial(
-            self._target, self._dialled, source=self._source[0], live=self.context.open
+            self._target, self._dialled, source=self.source[0], live=self.context.open
         )
 
     def give_up(self, reason: Closed) -> None:

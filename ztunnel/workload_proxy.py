@@ -15,6 +15,7 @@ from types import MappingProxyType
 import trio
 
 from ambient.engine.listener import Listener
+from ambient.engine.netns import plain_address
 from ambient.engine.pool import Dialler, OnConnected, TunnelPool
 from ambient.engine.tls import TlsChannel, connect_tls, prepare_hbone
 from ambient.errors import Unavailable
@@ -209,7 +210,8 @@ class WorkloadProxy:
         }
 
     def _accepted_outbound(self, sock: socket.socket) -> None:
-        OutboundConnection(self.context, self._pool, sock).begin()
+        source = plain_address(self._listeners[OUTBOUND_PORT].accepted_from)
+        OutboundConnection(self.context, self._pool, sock, source=source).begin()
 
     def _accepted_plaintext(self, sock: socket.socket) -> None:
         PassthroughConnection(self.context, sock).begin()

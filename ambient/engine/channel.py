@@ -22,7 +22,6 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from itertools import islice
 from typing import Any, Protocol, TypeAlias
@@ -311,7 +310,13 @@ class SocketChannel:
         if self._eof_wanted or self._sock is None:
             return
         self._eof_wanted = True
-        self._mark_dirty()
+        if self._out_bytes:
+            self._mark_dirty()
+        elif self._eof_in:
+            self._eof_out = True  # Both directions have ended: closing it says so too.
+            self._finish(None)
+        else:
+            self._shut()
 
     def pause(self) -> None:
         """Deliver nothing until ``resume``."""
@@ -331,6 +336,8 @@ class SocketChannel:
             return
         self._closing = True
         self.write_eof()
+        if self._sock is None:
+            return
         self._pump = None
         self._linger = self._reactor.call_later(LINGER_SECONDS, self._lingered, self.crashed)
         self.resume()
@@ -359,8 +366,10 @@ class SocketChannel:
     def bound_kernel(self) -> None:
         """Let the kernel hold no more than ``NOT_SENT_BYTES`` for a peer that does not read."""
         if self._sock is not None:
-            with suppress(OSError):  # Not TCP.
+            try:
                 self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOT_SENT_BYTES)
+            except OSError:
+                pass  # Not TCP.
 
     def flush(self) -> None:
         """Send what was gathered; the reactor calls it."""
@@ -420,9 +429,9 @@ class SocketChannel:
     def _ended_in(self) -> None:
         self._eof_in = True
         if not self._closing:
-            self._receiver_or_fail().eof_received()
+            (self._receiver or self._receiver_or_fail()).eof_received()
         # The other direction often ends with this one: then there is nothing left to register for.
-        if not self._finish_if_done():
+        if self._sock is not None and not (self._eof_out and self._finish_if_done()):
             self._update()
 
     def _hung_up(self) -> None:
@@ -541,7 +550,9 @@ class SocketChannel:
         sock, self._sock = self._sock, None
         if sock is None:
             return
-        self._unregister()
+        if self._registered:
+            self._reactor.closing(self._fd)
+            self._registered = False
         sock.close()
         self._out = NOTHING
         self._out_bytes = 0

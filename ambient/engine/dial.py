@@ -43,7 +43,11 @@ class Dialling:
             self._fail_soon(OSError(code, os.strerror(code)))
             return
         self._sock = sock
-        if _is_connected(sock):
+        try:
+            sock.getpeername()
+        except OSError:
+            pass  # Not connected yet.
+        else:
             # On this machine the kernel is done before it returns; neither epoll nor a timer is needed.
             self._reactor.call_soon(self._connected, self._crashed)
             return
@@ -60,20 +64,22 @@ class Dialling:
         code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         self._done(OSError(code, os.strerror(code)) if code else None)
 
-    def _connected(self) -> None:
-        if self._sock is not None:
-            self._done(None)
-
     def _done(self, exc: OSError | None) -> None:
-        sock = self._sock
-        self._release(close=exc is not None)
+        if exc is None:
+            self._connected()
+            return
+        self._release(close=True)
         on_done, self._on_done = self._on_done, None
-        if on_done is None:
-            return
-        if exc is not None:
+        if on_done is not None:
             on_done(exc)
-            return
-        assert sock is not None
+
+    def _connected(self) -> None:
+        sock, on_done = self._sock, self._on_done
+        if sock is None or on_done is None:
+            return  # Given up.
+        if self._waiting:
+            self._release(close=False)
+        self._sock = self._on_done = None
         try:
             on_done(sock)
         except Exception:
@@ -93,14 +99,6 @@ class Dialling:
 
     def _crashed(self, exc: Exception) -> None:
         self._release(close=True)
-
-
-def _is_connected(sock: socket.socket) -> bool:
-    try:
-        sock.getpeername()
-    except OSError:
-        return False
-    return True
 
 
 def dial_socket(

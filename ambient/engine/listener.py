@@ -10,7 +10,7 @@ import errno
 import socket
 import struct
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from ambient.engine.reactor import IN, Reactor, Timer
 
@@ -39,6 +39,9 @@ class Listener:
 
     Args:
         sock: Listening, non-blocking; ours to close.
+
+    Attributes:
+        accepted_from: The peer's address, as the kernel says it, of the connection accepted last.
     """
 
     def __init__(self, reactor: Reactor, sock: socket.socket, on_connection: OnConnection) -> None:
@@ -48,6 +51,7 @@ class Listener:
         self._backoff = FIRST_BACKOFF
         self._timer: Timer | None = None
         self._open = True
+        self.accepted_from: Any = None
         sock.setblocking(False)
         self._family = int(sock.family)
         if self._family != socket.AF_UNIX:
@@ -87,13 +91,14 @@ class Listener:
                 return
 
     def _accept(self) -> bool:
-        if self._reactor.headroom.full:
-            self._reactor.headroom.refused("memory")
+        headroom = self._reactor.headroom
+        if headroom.memory and headroom.full:
+            headroom.refused("memory")
             self._pause()
             return False
         try:
             # As socket.accept() does, without its detour over enumerations.
-            fd, _ = self._sock._accept()  # type: ignore[attr-defined]
+            fd, self.accepted_from = self._sock._accept()  # type: ignore[attr-defined]
         except BlockingIOError:
             return False
         except OSError as exc:
@@ -102,7 +107,7 @@ class Listener:
                 self._pause()
                 return False
             return True
-        if self._reactor.headroom.refuses(fd):
+        if (fd >= headroom.accepts_below or headroom.memory) and headroom.refuses(fd):
             _reset(fd)
             self._pause()
             return False

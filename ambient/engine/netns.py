@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
+from sys import intern
 
 CLONE_NEWNET = 0x40000000
 # The mark of the proxies' own packets, Istio's 1337: the rules in the pod let it pass.
@@ -152,7 +153,7 @@ def plain_address(address: tuple[object, ...]) -> tuple[str, int]:
         # The kernel's own spelling is canonical for IPv4, also where an IPv6 socket shows it mapped.
         plain = host.removeprefix("::ffff:")
         if ":" not in plain and "." in plain:
-            return plain, port
+            return intern(plain), port  # Thousands of connections come from few addresses.
     parsed = ip_address(str(address[0]).partition("%")[0])
     if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is not None:
         parsed = parsed.ipv4_mapped

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from time import monotonic
 from typing import TypeAlias
 
 from ambient.engine.dial import dial_socket
@@ -26,6 +27,7 @@ from ambient.engine.tunnel import (
 )
 from ambient.model.pool_plan import Assign, Close, Fail, Instruction, Open, PoolKey, PoolPlan
 from ambient.wire.hbone_budget import WindowBudget
+from ambient.wire.hbone_headers import EncodedRequest
 
 # How exactly idle connections are noticed; picked, not measured.
 TICK_SECONDS = 10.0
@@ -82,7 +84,7 @@ class TunnelPool:
         self,
         key: PoolKey,
         authority: str,
-        headers: Headers,
+        headers: Headers | EncodedRequest,
         on_opened: OnOpened,
         *,
         deadline: float | None = None,
@@ -92,10 +94,14 @@ class TunnelPool:
         Concurrent first users share one handshake and all learn of its failure. A pooled connection
         that turns out dead before it answered is replaced once.
         """
-        request = _Request(key, authority, headers, on_opened, deadline)
+        request = _Request(self, key, authority, headers, on_opened, deadline)
         if self._closed:
             lost = TunnelLost("the pool is closed")
             self._reactor.call_soon(partial(on_opened, lost), _recorded)
+            return
+        leased = self._plan.lease(key)
+        if leased is not None:
+            self._assign(request, *leased)
             return
         self._obey(self._plan.request(key, request, self._reactor.now()))
 
@@ -170,21 +176,16 @@ class TunnelPool:
         self._obey(self._plan.opened(connection, self._reactor.now()))
 
     def _assign(self, request: _Request, connection: int, reused: bool) -> None:
+        request.connection, request.reused = connection, reused
         tunnel = self._tunnels.get(connection)
         if tunnel is None:
-            self._answered(request, connection, reused, TunnelLost("the connection is gone", retryable=True))
+            self._refused(request, TunnelLost("the connection is gone", retryable=True))
             return
-        answered = partial(self._answered, request, connection, reused)
-        tunnel.open_stream(request.authority, request.headers, answered, deadline=request.deadline)
+        tunnel.open_stream(request.authority, request.headers, request.answered, deadline=request.deadline)
 
-    def _answered(
-        self, request: _Request, connection: int, reused: bool, answer: TunnelStream | Exception
-    ) -> None:
-        if isinstance(answer, TunnelStream):
-            answer.on_finished = self._returns[connection]
-            request.on_opened(answer)
-            return
-        retry = reused and not request.retried and isinstance(answer, TunnelLost) and answer.retryable
+    def _refused(self, request: _Request, answer: Exception) -> None:
+        connection = request.connection
+        retry = request.reused and not request.retried and isinstance(answer, TunnelLost) and answer.retryable
         if retry and not self._closed:
             request.retried = True
             self._obey(self._plan.retire(connection))
@@ -195,7 +196,9 @@ class TunnelPool:
         request.on_opened(answer)
 
     def _released(self, connection: int) -> None:
-        self._obey(self._plan.released(connection, self._reactor.now()))
+        instructions = self._plan.released(connection, monotonic())
+        if instructions:
+            self._obey(instructions)
 
     def _available(self, connection: int) -> None:
         tunnel = self._tunnels.get(connection)
@@ -223,22 +226,42 @@ class TunnelPool:
     def _tick(self) -> None:
         self._timer = None
         self._obey(self._plan.tick(self._reactor.now()))
+        self._arm()
 
 
 class _Request:
     """Somebody who wants a stream."""
 
-    __slots__ = ("authority", "deadline", "headers", "key", "on_opened", "retried")
+    __slots__ = (
+        "authority", "connection", "deadline", "headers", "key", "on_opened", "pool", "retried", "reused",
+    )  # fmt: skip
 
     def __init__(
-        self, key: PoolKey, authority: str, headers: Headers, on_opened: OnOpened, deadline: float | None
+        self,
+        pool: TunnelPool,
+        key: PoolKey,
+        authority: str,
+        headers: Headers | EncodedRequest,
+        on_opened: OnOpened,
+        deadline: float | None,
     ) -> None:
+        self.pool = pool
         self.key = key
         self.authority = authority
         self.headers = headers
         self.on_opened = on_opened
         self.deadline = deadline
         self.retried = False
+        self.connection = 0
+        self.reused = False
+
+    def answered(self, answer: TunnelStream | Exception) -> None:
+        """The connection that it was assigned to has answered."""
+        if isinstance(answer, TunnelStream):
+            answer.on_finished = self.pool._returns[self.connection]
+            self.on_opened(answer)
+        else:
+            self.pool._refused(self, answer)
 
 
 def hbone_dialler(

@@ -192,6 +192,10 @@ class Reactor:
         if self._callbacks.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
+    def closing(self, fd: int) -> None:
+        """``remove`` for who closes *fd* next, and has no duplicate of it: epoll forgets it by that."""
+        self._callbacks.pop(fd, None)
+
     def registered(self, fd: int) -> bool:
         """Whether somebody added *fd*."""
         return fd in self._callbacks

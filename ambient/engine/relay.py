@@ -56,7 +56,19 @@ class _End:
 
     def channel_closed(self, exc: Exception | None) -> None:
         self.closed = True
-        self.relay._closed(self, exc)
+        relay = self.relay
+        if exc is not None and relay._error is None:
+            relay._error = exc
+        other = relay._b if relay._a is self else relay._a
+        if other.closed:
+            a, b = relay._a, relay._b
+            sent, answered = a.channel.bytes_in - a.first_byte, b.channel.bytes_in - b.first_byte
+            relay._on_done(RelayCounts(sent, answered, relay._error))
+        elif relay._error is not None:
+            other.channel.abort()
+        else:
+            # Both directions of this side ended well: so will the other's, once flushed.
+            other.channel.close()
 
 
 class Relay:
@@ -90,19 +102,6 @@ class Relay:
                 that.set_sink(this)
         a.channel.start(a)
         b.channel.start(b)
-
-    def _closed(self, end: _End, exc: Exception | None) -> None:
-        other = self._b if end is self._a else self._a
-        if exc is not None:
-            self._error = self._error or exc
-        if not other.closed:
-            # None means that both directions of this side ended well: so will the other's, once flushed.
-            if self._error is not None:
-                other.channel.abort()
-            else:
-                other.channel.close()
-            return
-        self._on_done(RelayCounts(*self.counts(), self._error))
 
 
 def relay(reactor: Reactor, a: Channel, b: Channel, on_done: Callable[[RelayCounts], None]) -> Relay:

@@ -281,6 +281,12 @@ class TlsChannel(SocketChannel):
         self._encrypt(data)
         self._send_sealed(sock, self._outgoing.read())
 
+    def write_eof(self) -> None:
+        """Send close_notify after what was written, when the batch ends."""
+        if not self._eof_wanted and self._sock is not None:
+            self._eof_wanted = True
+            self._mark_dirty()
+
     def write_parts(self, parts: list[memoryview], total: int) -> None:
         """``write`` of several slices."""
         for part in parts:

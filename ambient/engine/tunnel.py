@@ -37,6 +37,7 @@ from ambient.wire.hbone_frames import (
     ErrorCode,
     pack_data_header,
 )
+from ambient.wire.hbone_headers import EncodedRequest
 from ambient.wire.hbone_split import HboneError
 
 __all__ = [
@@ -68,6 +69,8 @@ class TunnelStatistics:
 
 
 OnOpened: TypeAlias = Callable[[TunnelStream | Exception], None]
+# A CONNECT that waits for its answer: authority, whom to tell, when the answer is late, and after how long.
+_Opening: TypeAlias = tuple[str, OnOpened, float, float]
 OnRequest: TypeAlias = Callable[[TunnelRequest], None]
 
 
@@ -157,15 +160,20 @@ class TunnelConnection:
     # For its owner -----------------------------------------------------------------------------
 
     def open_stream(
-        self, authority: str, headers: Headers, on_opened: OnOpened, *, deadline: float | None = None
+        self,
+        authority: str,
+        headers: Headers | EncodedRequest,
+        on_opened: OnOpened,
+        *,
+        deadline: float | None = None,
     ) -> None:
-        """CONNECT to *authority* (``"10.244.1.3:80"``).
+        """CONNECT to *authority* (``"10.244.1.3:80"``), which *headers* hold too if they are encoded.
 
         *on_opened* gets the stream at 200, else ``TunnelRefused``, ``TunnelLost``, ``TimeoutError`` or,
         for headers that cannot be sent, ``LocalProtocolError``; never before this method returns.
         """
         try:
-            if not self.usable:
+            if self.closed or not self.wire.can_open:
                 raise TunnelLost("the connection takes no more streams", retryable=True)
             stream = self.wire.open(authority, headers)
         except AmbientError as exc:
@@ -174,11 +182,12 @@ class TunnelConnection:
         self._streams_total += 1
         if deadline is None:
             deadline = self._limits.connect_answer
-        due = self._reactor.now() + deadline
-        self._opening[stream] = _Opening(authority, on_opened, due, deadline)
+        due = monotonic() + deadline
+        self._opening[stream] = authority, on_opened, due, deadline
         if self._late is None or due < self._late.when:
             self._await_answers(due)
-        self.touch()
+        if not self._dirty:
+            self.touch()
 
     @property
     def usable(self) -> bool:
@@ -346,7 +355,7 @@ class TunnelConnection:
     def _on_reset(self, event: events.StreamReset) -> None:
         opening = self._opening.pop(event.stream, None)
         if opening is not None:
-            opening.answer(self, TunnelLost(_why(event), retryable=event.unprocessed))
+            self._answer(opening, TunnelLost(_why(event), retryable=event.unprocessed))
             self._close_if_drained()
         elif event.stream.owner is not None:
             owner: TunnelStream = event.stream.owner
@@ -386,11 +395,11 @@ class TunnelConnection:
         if opening is None:
             return
         if event.status >= 300:
-            opening.answer(self, TunnelRefused(event.status, event.headers))
+            self._answer(opening, TunnelRefused(event.status, event.headers))
             self._after_refusal()
             return
-        stream = TunnelStream(self._reactor, self, event.stream, opening.authority, event.headers)
-        opening.answer(self, stream)
+        stream = TunnelStream(self._reactor, self, event.stream, opening[0], event.headers)
+        self._answer(opening, stream)
 
     def _on_goaway(self, event: events.GoawayReceived) -> None:
         if self._on_available is not None:
@@ -401,6 +410,15 @@ class TunnelConnection:
         self._close_if_drained()
 
     # Small things ------------------------------------------------------------------------------
+
+    def _answer(self, opening: _Opening, answer: TunnelStream | Exception) -> None:
+        """Tell whoever asked; its exception costs its stream only."""
+        try:
+            opening[1](answer)
+        except Exception as exc:
+            self._reactor.record_failure(exc)
+            if isinstance(answer, TunnelStream):
+                answer.crashed(exc)
 
     def _after_refusal(self) -> None:
         if self._on_available is not None:
@@ -416,13 +434,13 @@ class TunnelConnection:
         self._late = None
         now = self._reactor.now()
         for stream, opening in list(self._opening.items()):
-            if opening.due <= now and self._opening.pop(stream, None) is not None:
+            if opening[2] <= now and self._opening.pop(stream, None) is not None:
                 self.wire.reset(stream, ErrorCode.CANCEL)
                 self.touch()
-                opening.answer(self, TimeoutError(f"no answer to CONNECT within {opening.deadline:g} s"))
+                self._answer(opening, TimeoutError(f"no answer to CONNECT within {opening[3]:g} s"))
                 self._after_refusal()
         if self._opening and not self.closed and self._late is None:
-            self._await_answers(min(opening.due for opening in self._opening.values()))
+            self._await_answers(min(opening[2] for opening in self._opening.values()))
 
     def _stream_crashed(self, stream: TunnelStream, exc: Exception) -> None:
         self._reactor.record_failure(exc)
@@ -493,7 +511,7 @@ class TunnelConnection:
         lost = exc or TunnelLost("the connection was closed", retryable=True)
         opening, self._opening = self._opening, {}
         for each in opening.values():
-            each.answer(self, _lost(lost))
+            self._answer(each, _lost(lost))
         for stream in list(self.wire.streams.values()):
             if stream.owner is not None:
                 stream.owner.lost(lost)
@@ -503,27 +521,6 @@ class TunnelConnection:
         self.channel.close()
         if self._on_closed is not None:
             self._reactor.call_soon(partial(self._on_closed, exc), _recorded)
-
-
-class _Opening:
-    """A CONNECT that waits for its answer."""
-
-    __slots__ = ("authority", "deadline", "due", "on_opened")
-
-    def __init__(self, authority: str, on_opened: OnOpened, due: float, deadline: float) -> None:
-        self.authority = authority
-        self.on_opened = on_opened
-        self.due = due
-        self.deadline = deadline
-
-    def answer(self, connection: TunnelConnection, answer: TunnelStream | Exception) -> None:
-        """Tell whoever asked; its exception costs its stream only."""
-        try:
-            self.on_opened(answer)
-        except Exception as exc:
-            connection._reactor.record_failure(exc)
-            if isinstance(answer, TunnelStream):
-                answer.crashed(exc)
 
 
 def _lost(exc: Exception) -> Exception:

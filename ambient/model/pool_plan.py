@@ -45,6 +45,15 @@ class PoolKey:
     ip: str
     port: int
     identities: frozenset[SpiffeId]
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Worked out once: every request is looked up by it, and identities are slow to hash.
+        values = self.source_uid, self.source_identity, self.destination_uid, self.ip, self.port
+        object.__setattr__(self, "_hash", hash((*values, self.identities)))
+
+    def __hash__(self) -> int:
+        return self._hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +141,18 @@ class PoolPlan:
             group = self._groups[key] = _Group()
         group.waiting.append(request)
         return self._serve(key, group)
+
+    def lease(self, key: PoolKey) -> tuple[int, bool] | None:
+        """``request`` for the usual case: (connection, reused) to be assigned; None: ask ``request``."""
+        group = self._groups.get(key)
+        if group is None or group.waiting:
+            return None
+        for number, entry in group.connections.items():
+            if entry.streams < entry.limit and entry.connected and not entry.retired:
+                entry.streams += 1
+                reused, entry.used = entry.used, True
+                return number, reused
+        return None
 
     def opened(self, connection: int, now: float) -> list[Instruction]:
         """The handshake succeeded."""

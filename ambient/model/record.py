@@ -118,7 +118,10 @@ def format_text(record: AccessRecord) -> str:
         f"\tsrc.addr={record.source.address}{format_ends(record)}"
     ]
     if not record.early and not record.opened:
-        parts.append(_carried(record.bytes_sent, record.bytes_received, record.duration))
+        parts.append(
+            f" bytes_sent={record.bytes_sent} bytes_recv={record.bytes_received}"
+            f' duration="{int(record.duration * 1000)}ms"'
+        )
     if record.error:
         parts.append(f" error={_quote(record.error)}")
     return "".join(parts)
@@ -132,8 +135,10 @@ def format_well_ended(time: str, source: str, ends: str, sent: int, received: in
         source: The address that ``src.addr`` names.
         ends: ``format_ends`` of any record of the same kind of connection.
     """
-    carried = _carried(sent, received, seconds)
-    return f"{time}\tinfo\taccess\tconnection complete\tsrc.addr={source}{ends}{carried}"
+    return (
+        f"{time}\tinfo\taccess\tconnection complete\tsrc.addr={source}{ends}"
+        f' bytes_sent={sent} bytes_recv={received} duration="{int(seconds * 1000)}ms"'
+    )
 
 
 def format_ends(record: AccessRecord) -> str:
@@ -212,7 +217,3 @@ def _who(prefix: str, workload: str, namespace: str, identity: SpiffeId | None, 
 def _quote(value: str) -> str:
     # JSON's escapes: a peer that gets its text into an error can forge neither a field nor a line.
     return json.dumps(value)
-
-
-def _carried(sent: int, received: int, seconds: float) -> str:
-    return f' bytes_sent={sent} bytes_recv={received} duration="{int(seconds * 1000)}ms"'

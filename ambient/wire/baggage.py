@@ -118,6 +118,12 @@ def format_traceparent(trace: int, span: int) -> str:
     return f"00-{trace % 2**128:032x}-{span % 2**64:016x}-00"
 
 
+def traceparent_of(chance: int) -> str:
+    """``format_traceparent`` of a new trace, of 192 bits left to chance."""
+    text = f"{chance:048x}"
+    return f"00-{text[:32]}-{text[32:]}-00"
+
+
 def next_traceparent(text: str, span: int) -> str:
     """The ``traceparent`` of our own part of the trace that *text* belongs to: same trace, same flags.
 

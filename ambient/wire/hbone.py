@@ -68,6 +68,8 @@ REMEMBERED_RESETS = 256
 # Debug text of a GOAWAY that we keep.
 MAX_DEBUG_BYTES = 256
 GOODBYE_PING = b"goodbye?"
+# Whole, and neither padded nor with a priority.
+_ODD_HEADERS = f.END_HEADERS | f.PADDED | f.HAS_PRIORITY
 
 
 class Role(Enum):
@@ -118,6 +120,10 @@ class HboneConnection(FrameSplitter):
         self._refuse_above = f.MAX_STREAM_ID  # Streams above it came after our final GOAWAY.
         self._resets: deque[int] = deque(maxlen=REMEMBERED_RESETS)
         self._decoder = h.HeaderDecoder()
+        self._requests = h.RequestReader()
+        # The last answer that meant the same whatever came before it: the next is nearly always the same.
+        self._answer_block = b""
+        self._last_answer: tuple[int, h.Headers] = 0, ()
         self._block = bytearray()
         self._block_stream = 0  # Whose header block is unfinished; 0: none.
         self._block_flags = 0
@@ -196,7 +202,7 @@ class HboneConnection(FrameSplitter):
         if stream.local_closed:
             return
         stream.local_closed = True
-        self.output += f.frame(f.DATA, f.END_STREAM, stream.stream_id)
+        self.output += f.FRAME_HEADER.pack(0, 0, f.DATA, f.END_STREAM, stream.stream_id)
         if stream.remote_closed:
             self._forget(stream)
 
@@ -272,19 +278,22 @@ class HboneConnection(FrameSplitter):
             and self._next_id <= f.MAX_STREAM_ID
         )
 
-    def open(self, authority: str, headers: h.Headers = ()) -> Stream:
-        """Send a CONNECT.
+    def open(self, authority: str, headers: h.Headers | h.EncodedRequest = ()) -> Stream:
+        """Send a CONNECT; headers that are encoded already hold the authority too.
 
         Raises:
             LocalProtocolError: not a client, no room (``can_open``), or headers that cannot be sent.
         """
         if self.role is not Role.CLIENT or not self.can_open:
             raise LocalProtocolError("no stream can be opened")
-        block = h.encode_request(authority, headers)
-        stream = self._new_stream(self._next_id)
-        self._next_id += 2
-        self.streams[stream.stream_id] = stream
-        self.output += f.frame(f.HEADERS, f.END_HEADERS, stream.stream_id, block)
+        block = headers if isinstance(headers, h.EncodedRequest) else h.encode_request(authority, headers)
+        number = self._next_id
+        stream = self._new_stream(number)
+        self._next_id = number + 2
+        self.streams[number] = stream
+        size = len(block)
+        self.output += f.FRAME_HEADER.pack(size >> 8, size & 0xFF, f.HEADERS, f.END_HEADERS, number)
+        self.output += block
         return stream
 
     # Server ----------------------------------------------------------------------------------
@@ -294,7 +303,9 @@ class HboneConnection(FrameSplitter):
         self._require_unanswered(stream)
         stream.answered = True
         block = h.encode_response(200, headers)
-        self.output += f.frame(f.HEADERS, f.END_HEADERS, stream.stream_id, block)
+        size = len(block)
+        self.output += f.FRAME_HEADER.pack(size >> 8, size & 0xFF, f.HEADERS, f.END_HEADERS, stream.stream_id)
+        self.output += block
 
     def refuse(self, stream: Stream, status: int, text: str = "") -> None:
         """Answer *status* with *text* as its whole body, and end the stream."""
@@ -319,7 +330,12 @@ class HboneConnection(FrameSplitter):
         if not self._settled and kind != f.SETTINGS:
             raise HboneError(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
         if kind == f.DATA:
-            self._start_data(flags, stream_id, size)
+            ending = self.streams.get(stream_id) if flags == f.END_STREAM and not size else None
+            if ending is not None and ending.answered and not ending.remote_closed:
+                self._empty_data = 0  # The usual end of a stream: there is nothing else to judge.
+                self._remote_end(ending)
+            else:
+                self._start_data(flags, stream_id, size)
             return True
         if kind > f.CONTINUATION:
             if not self._ignored.spend(self._now):
@@ -483,6 +499,9 @@ class HboneConnection(FrameSplitter):
     def _on_headers(self, flags: int, stream_id: int, payload: bytes) -> None:
         if not stream_id:
             raise HboneError(ErrorCode.PROTOCOL_ERROR, "HEADERS on stream 0")
+        if flags & _ODD_HEADERS == f.END_HEADERS and not self._block_stream:
+            self._block_done(stream_id, flags, payload)  # Whole and plain, as nearly all are.
+            return
         block, dependency = _header_block(flags, payload)
         self._block += block
         self._block_stream = stream_id
@@ -491,7 +510,7 @@ class HboneConnection(FrameSplitter):
         if dependency == stream_id:
             raise HboneError(ErrorCode.PROTOCOL_ERROR, "a stream depends on itself")
         if flags & f.END_HEADERS:
-            self._block_done()
+            self._gathered_done()
 
     def _on_continuation(self, flags: int, payload: bytes) -> None:
         if not self._block_stream:
@@ -501,23 +520,32 @@ class HboneConnection(FrameSplitter):
         if self._continuations > h.MAX_CONTINUATIONS or len(self._block) > h.MAX_BLOCK_BYTES:
             raise HboneError(ErrorCode.ENHANCE_YOUR_CALM, "flood of CONTINUATION")
         if flags & f.END_HEADERS:
-            self._block_done()
+            self._gathered_done()
 
-    def _block_done(self) -> None:
+    def _gathered_done(self) -> None:
         block, stream_id = bytes(self._block), self._block_stream
         self._block.clear()
         self._block_stream = 0
+        self._block_done(stream_id, self._block_flags, block)
+
+    def _block_done(self, stream_id: int, flags: int, block: bytes) -> None:
         self._batch = None
+        ended = bool(flags & f.END_STREAM)
+        if self.role is Role.CLIENT:
+            self._on_response(stream_id, block, ended)
+            return
+        request = self._requests.read(block) if stream_id > self._last_peer_id else None
+        if request is None:
+            self._on_request(stream_id, self._decode(block), block, ended)
+        elif (stream := self._admit(stream_id, ended)) is not None:
+            self._connect(stream, request)
+
+    def _decode(self, block: bytes) -> h.RawHeaders:
         try:
-            headers = self._decoder.decode(block)
+            return self._decoder.decode(block)
         except h.CompressionBrokenError as exc:
             code = ErrorCode.ENHANCE_YOUR_CALM if exc.oversized else ErrorCode.COMPRESSION_ERROR
             raise HboneError(code, str(exc)) from exc
-        ended = bool(self._block_flags & f.END_STREAM)
-        if self.role is Role.SERVER:
-            self._on_request(stream_id, headers, ended)
-        else:
-            self._on_response(stream_id, headers, ended)
 
     def _on_rst_stream(self, stream_id: int, payload: bytes) -> None:
         self._require_size(payload, 4)
@@ -622,7 +650,7 @@ class HboneConnection(FrameSplitter):
 
     # Requests and answers --------------------------------------------------------------------
 
-    def _on_request(self, stream_id: int, headers: h.RawHeaders, ended: bool) -> None:
+    def _on_request(self, stream_id: int, headers: h.RawHeaders, block: bytes, ended: bool) -> None:
         stream = self.streams.get(stream_id)
         if stream is not None:
             self._on_trailers(stream, headers, ended)
@@ -632,10 +660,16 @@ class HboneConnection(FrameSplitter):
                 raise HboneError(ErrorCode.STREAM_CLOSED, f"HEADERS on closed stream {stream_id}")
             self._spend_ignored()
             return
+        opened = self._admit(stream_id, ended)
+        if opened is not None:
+            self._judge_request(opened, headers, block)
+
+    def _admit(self, stream_id: int, ended: bool) -> Stream | None:
+        """The stream that a new request opens; None if it opens none."""
         if not stream_id % 2:
             raise HboneError(ErrorCode.PROTOCOL_ERROR, f"a client opened stream {stream_id}")
         if stream_id > self._refuse_above:
-            return  # Our GOAWAY said so; RFC 9113 6.8 has us ignore it.
+            return None  # Our GOAWAY said so; RFC 9113 6.8 has us ignore it.
         self._last_peer_id = stream_id
         self._streams_seen += 1
         self._premature.streams += 1
@@ -643,13 +677,13 @@ class HboneConnection(FrameSplitter):
             self._spend_reset()
             self._reset(stream_id, ErrorCode.REFUSED_STREAM)
             self._events.append(RequestRejected(None, 0, f"over {self._max_streams} streams at a time"))
-            return
+            return None
         stream = self._new_stream(stream_id)
         stream.remote_closed = ended
         self.streams[stream_id] = stream
-        self._judge_request(stream, headers)
+        return stream
 
-    def _judge_request(self, stream: Stream, headers: h.RawHeaders) -> None:
+    def _judge_request(self, stream: Stream, headers: h.RawHeaders, block: bytes) -> None:
         if h.list_bytes(headers) > h.MAX_HEADER_LIST_BYTES:
             self._reject(stream, 431, "header block too large")
             return
@@ -663,11 +697,15 @@ class HboneConnection(FrameSplitter):
         elif request.protocol:
             self._reject(stream, 501, "extended CONNECT is not served here")
         else:
-            ended = stream.remote_closed
-            stream.remote_closed = False
-            self._events.append(RequestReceived(stream, request.authority, request.headers))
-            if ended:
-                self._remote_end(stream)
+            self._requests.learn(block, request)
+            self._connect(stream, request)
+
+    def _connect(self, stream: Stream, request: h.Request) -> None:
+        ended = stream.remote_closed
+        stream.remote_closed = False
+        self._events.append(RequestReceived(stream, request.authority, request.headers))
+        if ended:
+            self._remote_end(stream)
 
     def _on_trailers(self, stream: Stream, headers: h.RawHeaders, ended: bool) -> None:
         if stream.rejection is not None and ended and not any(name[:1] == b":" for name, _ in headers):
@@ -735,17 +773,21 @@ class HboneConnection(FrameSplitter):
             self._reset(stream.stream_id, ErrorCode.NO_ERROR)
         self._forget(stream)
 
-    def _on_response(self, stream_id: int, headers: h.RawHeaders, ended: bool) -> None:
+    def _on_response(self, stream_id: int, block: bytes, ended: bool) -> None:
+        # Decoded in any case: what it does to the table counts for the blocks after it.
+        headers = None if block == self._answer_block else self._decode(block)
         stream = self.streams.get(stream_id)
         if stream is None:
             self._require_not_idle(stream_id, "HEADERS")
             self._spend_ignored()
             return
         try:
-            status, fields = h.read_response(headers)
+            status, fields = self._last_answer if headers is None else h.read_response(headers)
         except h.MalformedError as exc:
             self._stream_error(stream, ErrorCode.PROTOCOL_ERROR, str(exc))
             return
+        if headers is not None and len(block) <= h.MAX_REMEMBERED_BYTES and h.is_stateless(block):
+            self._answer_block, self._last_answer = block, (status, fields)
         if stream.answered or stream.remote_closed or (ended and status < 200):
             self._stream_error(stream, ErrorCode.PROTOCOL_ERROR, "HEADERS on an open CONNECT")
         elif status < 200:

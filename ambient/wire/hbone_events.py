@@ -1,7 +1,7 @@
 """What an HBONE connection reports, and the record of one stream.
 
-Floor 1. ``DataReceived`` is made for every batch of bytes, so it is slotted and mutable; the others
-are rare and frozen.
+Floor 1. What is made for every batch of bytes or for every stream is slotted and mutable, as freezing costs
+more than all the rest of it; the others are rare and frozen.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Stream:
         return f"<Stream {self.stream_id}>"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RequestReceived:
     """A well-formed CONNECT; answer with ``accept`` or ``refuse``."""
 
@@ -103,7 +103,7 @@ class RequestRejected:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ResponseReceived:
     """The final answer to our CONNECT; any status but 2xx has already closed the stream."""
 
@@ -121,7 +121,7 @@ class DataReceived:
     total: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StreamEnded:
     """The peer sends no more on this stream; we may."""
 
@@ -142,7 +142,7 @@ class StreamReset:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class WindowOpened:
     """More may be sent: on *stream*, or on the whole connection if it is None."""
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import hpack
 
@@ -34,6 +33,13 @@ MAX_SENT_BLOCK_BYTES = 16_000
 
 # Field names whose encoding is kept: ours are three. Picked, not measured.
 REMEMBERED_NAMES = 64
+# How a request begins is remembered if that is short, and of so many targets for one connection; and how
+# many fields at its end differ between two to the same target (``forwarded``, ``traceparent``).
+MAX_REMEMBERED_BYTES = 1024
+MAX_REMEMBERED_REQUESTS = 4
+VARYING_FIELDS = 2
+# Answers whose block is kept: there is one for each pod of the node. Picked, not measured.
+REMEMBERED_ANSWERS = 256
 _BLANKS = (b" ", b"\t")
 _BYTES = tuple(bytes((value,)) for value in range(127))
 
@@ -59,8 +65,7 @@ class CompressionBrokenError(Exception):
         self.oversized = oversized
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """A well-formed request, of any method.
 
     Attributes:
@@ -96,6 +101,64 @@ class HeaderDecoder:
             raise CompressionBrokenError(str(exc), oversized=True) from exc
         except hpack.HPACKError as exc:
             raise CompressionBrokenError(str(exc)) from exc
+
+
+class RequestReader:
+    """Reads CONNECTs that begin as an earlier one of the connection did, as those to one target do.
+
+    It gives what ``HeaderDecoder`` and ``read_request`` would, and reads no block on which another block
+    could depend; whatever is not the usual case is theirs.
+    """
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        # How blocks begin (whole fields), what these fields say, and their size as a list.
+        self._known: list[tuple[bytes, Request, int]] = []
+
+    def read(self, block: bytes) -> Request | None:
+        """The request in *block* if it is well-formed and not too large; None: ask the decoder."""
+        for begin, request, size in self._known:
+            if block.startswith(begin):
+                return _completed(request, size, block[len(begin) :])
+        return None
+
+    def learn(self, block: bytes, request: Request) -> None:
+        """*request* is what the decoder made of *block*: more may begin so."""
+        ends: list[int] = []
+        fields = read_literals(block, ends)
+        if fields is None or len(fields) <= VARYING_FIELDS or request.method != "CONNECT" or request.protocol:
+            return
+        kept = fields[:-VARYING_FIELDS]
+        pseudo = sum(name[:1] == b":" for name, _ in fields)
+        end = ends[len(kept) - 1]
+        if len(kept) < pseudo or end > MAX_REMEMBERED_BYTES:
+            return
+        known = request._replace(headers=request.headers[: len(kept) - pseudo])
+        del self._known[MAX_REMEMBERED_REQUESTS - 1 :]
+        self._known.insert(0, (block[:end], known, list_bytes(kept)))
+
+
+def _completed(request: Request, size: int, block: bytes) -> Request | None:
+    """*request*, whose list is of *size*, with the fields of *block* after its own."""
+    fields = read_literals(block)
+    if fields is None:
+        return None
+    headers = request.headers
+    for raw_name, value in fields:
+        name, text = _field(raw_name), value.decode("latin-1")
+        if not name or name == "te" or not text.isprintable() or text[:1] == " " or text[-1:] == " ":
+            return None
+        size += len(raw_name) + len(value) + FIELD_OVERHEAD_BYTES
+        headers += ((name, text),)
+    if size > MAX_HEADER_LIST_BYTES:
+        return None
+    return Request(request.method, request.authority, "", headers)
+
+
+def is_stateless(block: bytes) -> bool:
+    """Whether *block* means the same whatever came before it, and changes nothing for what comes after it."""
+    return read_literals(block) is not None
 
 
 def list_bytes(headers: RawHeaders) -> int:
@@ -162,6 +225,47 @@ def encode_request(authority: str, headers: Headers) -> bytes:
     return _bounded(b"\x02\x07CONNECT" + b"\x01" + _string(_value(authority)) + _fields(headers))
 
 
+class EncodedRequest(bytes):
+    """The block of a CONNECT, ready to be sent on any connection."""
+
+    __slots__ = ()
+
+
+class RequestEncoder:
+    """``encode_request`` for many CONNECTs that differ in the values of their last fields only.
+
+    Args:
+        fixed: The fields that are the same in all of them; they come first.
+        names: Of the others, in order.
+
+    Raises:
+        LocalProtocolError: as ``encode_request``.
+    """
+
+    __slots__ = ("_head", "_names")
+
+    def __init__(self, authority: str, fixed: Headers, names: tuple[str, ...]) -> None:
+        self._head = encode_request(authority, fixed)
+        self._names = tuple(_field_name(name) for name in names)
+
+    def encode(self, *values: str) -> EncodedRequest:
+        """The block with *values* under the names, in order; ``raises`` as ``encode_request``."""
+        block = self._head
+        for name, text in zip(self._names, values, strict=True):
+            block += name + (_short(text) or _string(_value(text)))
+        if len(block) > MAX_SENT_BLOCK_BYTES:
+            _bounded(block)
+        return EncodedRequest(block)
+
+
+def _short(text: str) -> bytes:
+    """``_string(_value(text))`` of nearly every value; empty if it takes more than this to tell."""
+    if 0 < len(text) < 127 and text.isascii() and text.isprintable() and text[0] != " " and text[-1] != " ":
+        return _BYTES[len(text)] + text.encode("ascii")
+    return b""
+
+
+@functools.lru_cache(maxsize=REMEMBERED_ANSWERS)
 def encode_response(status: int, headers: Headers) -> bytes:
     """The block of an answer; ``raises`` as ``encode_request``."""
     # 0x88 is ":status 200" of the static table, 0x08 its name alone.
@@ -180,7 +284,7 @@ def _split(headers: RawHeaders, allowed: frozenset[bytes]) -> tuple[dict[bytes, 
         ):
             raise MalformedError(f"bad value of {name!r}")
         if name[:1] != b":":
-            if not _is_field(name):
+            if not _field(name):
                 raise MalformedError(f"bad or connection-specific field {name!r}")
             if name == b"te" and value != b"trailers":
                 raise MalformedError(f"connection-specific field {name!r}")
@@ -193,8 +297,10 @@ def _split(headers: RawHeaders, allowed: frozenset[bytes]) -> tuple[dict[bytes, 
 
 
 @functools.lru_cache(maxsize=REMEMBERED_NAMES)
-def _is_field(name: bytes) -> bool:
-    return name not in _CONNECTION_FIELDS and _NAME.fullmatch(name) is not None
+def _field(name: bytes) -> str:
+    """The name of a field as text; "" if it is none, or one of the connection's."""
+    good = name not in _CONNECTION_FIELDS and _NAME.fullmatch(name) is not None
+    return name.decode("latin-1") if good else ""
 
 
 def _text(headers: RawHeaders) -> Headers:

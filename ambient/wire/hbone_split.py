@@ -81,10 +81,15 @@ class FrameSplitter(ABC):
             else:
                 high, low, kind, flags, stream_id = unpack_header(data, position)
                 size = high << 8 | low
-                if not kind and not flags and (stream := self._usual_data(stream_id, size)) is not None:
+                if (
+                    not kind
+                    and flags <= f.END_STREAM
+                    and (stream := self._usual_data(stream_id, size)) is not None
+                ):
                     position += 9
                     if size > end - position:
                         self._left, self._current = size, stream
+                        self._ending = stream if flags else None
                         continue
                     part = data[position : position + size]
                     position += size
@@ -95,6 +100,8 @@ class FrameSplitter(ABC):
                     else:
                         batch = self._batch = DataReceived(stream, [part], size)
                         self._events.append(batch)
+                    if flags:
+                        self._remote_end(stream)
                 elif self._starts(kind, flags, stream_id & _STREAM_MASK, size):
                     position += 9
                 elif end - position < 9 + size:
@@ -211,7 +218,7 @@ class FrameSplitter(ABC):
 
     @abstractmethod
     def _usual_data(self, stream_id: int, size: int) -> Stream | None:
-        """The stream of a DATA frame without flags, its windows charged; None: let ``_starts`` judge it."""
+        """The stream of a DATA frame without padding, its windows charged; None: let ``_starts`` judge it."""
 
     @abstractmethod
     def _control(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:

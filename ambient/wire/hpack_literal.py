@@ -18,8 +18,12 @@ _STATIC: tuple[tuple[bytes, bytes], ...] = tuple(HeaderTable.STATIC_TABLE)
 MAX_FIELDS = 16
 
 
-def read_literals(block: bytes) -> RawHeaders | None:
-    """The fields of *block*, or None if it needs the decoder (which may then find it broken)."""
+def read_literals(block: bytes, ends: list[int] | None = None) -> RawHeaders | None:
+    """The fields of *block*, or None if it needs the decoder (which may then find it broken).
+
+    Args:
+        ends: Takes where each of them ends.
+    """
     found: RawHeaders = []
     position, end = 0, len(block)
     while position < end:
@@ -29,6 +33,8 @@ def read_literals(block: bytes) -> RawHeaders | None:
             if not 0x81 <= first <= 0xBD:
                 return None
             found.append(_STATIC[first - 0x81])
+            if ends is not None:
+                ends.append(position)
             continue
         # 6.2.2 and 6.2.3 are 000xxxxx: with or without "never indexed", which means nothing to a reader.
         if first & 0xE0 or len(found) >= MAX_FIELDS:
@@ -39,15 +45,26 @@ def read_literals(block: bytes) -> RawHeaders | None:
         if index:
             name = _STATIC[index - 1][0]
         else:
+            # Nearly every string is short and whole: no call for it.
+            stop = position + 1 + block[position] if position < end else end + 1
+            if stop <= end and block[position] < 0x7F:
+                name, position = block[position + 1 : stop], stop
+            else:
+                read = _string(block, position, end)
+                if read is None:
+                    return None
+                name, position = read
+        stop = position + 1 + block[position] if position < end else end + 1
+        if stop <= end and block[position] < 0x7F:
+            value, position = block[position + 1 : stop], stop
+        else:
             read = _string(block, position, end)
             if read is None:
                 return None
-            name, position = read
-        read = _string(block, position, end)
-        if read is None:
-            return None
-        value, position = read
+            value, position = read
         found.append((name, value))
+        if ends is not None:
+            ends.append(position)
     return found
 
 

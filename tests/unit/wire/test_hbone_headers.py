@@ -26,6 +26,19 @@ def test_other_methods_are_well_formed_too() -> None:
     assert h.read_request(extended).protocol == "websocket"
 
 
+def test_an_encoder_says_what_encode_request_says() -> None:
+    """Only sooner; and it refuses what cannot be sent."""
+    encoder = h.RequestEncoder("10.0.0.1:80", (("baggage", "a=b"),), ("x-a", "x-b"))
+
+    for values in (("1", "2"), ("", "x" * 126), ("x" * 127, "x" * 300), ("\xe9", "a b")):
+        headers = (("baggage", "a=b"), ("x-a", values[0]), ("x-b", values[1]))
+        assert encoder.encode(*values) == h.encode_request("10.0.0.1:80", headers)
+
+    for bad in ("a\nb", " a", "a ", "x" * h.MAX_SENT_BLOCK_BYTES):
+        with pytest.raises(LocalProtocolError):
+            encoder.encode("fine", bad)
+
+
 @pytest.mark.parametrize(
     "headers",
     [

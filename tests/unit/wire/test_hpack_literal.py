@@ -57,6 +57,85 @@ def test_the_rest_is_the_decoders(block: bytes) -> None:
     assert read_literals(block) is None
 
 
+@st.composite
+def request_blocks(draw: st.DrawFn) -> bytes:
+    """Blocks that often begin alike: whole requests of ours, sound or not, and cut or garbled ones."""
+    fields = draw(
+        st.lists(
+            st.tuples(
+                st.sampled_from(
+                    [b":method", b":authority", b"baggage", b"forwarded", b"te", b"Bad", b"upgrade"]
+                ),
+                st.sampled_from(
+                    [b"CONNECT", b"10.0.0.1:80", b"a=b", b" x", b"trailers", b"x\r\n", b"", b"y" * 130]
+                ),
+            ),
+            max_size=3,
+        )
+    )
+    block = h.encode_request("10.0.0.1:80", (("baggage", draw(st.sampled_from(["a=b", "c=d"]))),))
+    for name, value in fields:
+        block += (
+            b"\x00%c%b" % (len(name), name)
+            + (b"%c" % len(value) if len(value) < 127 else b"\x7f%c" % (len(value) - 127))
+            + value
+        )
+    end = draw(st.one_of(st.none(), st.integers(0, len(block))))
+    return block[:end]
+
+
+@given(st.lists(request_blocks(), min_size=2, max_size=8))
+def test_requests_that_begin_alike_are_read_alike(blocks: list[bytes]) -> None:
+    """What was learned from one request changes nothing in what the next one means."""
+    reader = h.RequestReader()
+    for block in blocks:
+        try:
+            headers = h.HeaderDecoder().decode(block)
+            expected = h.read_request(headers) if h.list_bytes(headers) <= h.MAX_HEADER_LIST_BYTES else None
+        except (h.MalformedError, h.CompressionBrokenError):
+            expected = None
+
+        assert reader.read(block) in (None, expected)
+
+        if expected is not None:
+            reader.learn(block, expected)
+
+
+def test_the_second_request_to_a_target_is_read_quickly() -> None:
+    """For a few targets at a time, and never beyond what a list may be."""
+    reader = h.RequestReader()
+    encoders = [
+        h.RequestEncoder(f"10.0.0.{number}:80", (("baggage", "a=b"),), ("forwarded", "traceparent"))
+        for number in range(h.MAX_REMEMBERED_REQUESTS + 1)
+    ]
+    for encoder in encoders:
+        block = encoder.encode("x", "y")
+        assert reader.read(block) is None
+        reader.learn(block, h.read_request(h.HeaderDecoder().decode(block)))
+
+    found = [reader.read(encoder.encode('for="10.0.0.9:1"', "z")) for encoder in encoders]
+
+    fields = (("baggage", "a=b"), ("forwarded", 'for="10.0.0.9:1"'), ("traceparent", "z"))
+    assert found[1:] == [
+        h.Request("CONNECT", f"10.0.0.{number}:80", "", fields) for number in range(1, len(encoders))
+    ]
+    assert found[0] is None
+
+
+def test_what_is_too_large_is_not_read_quickly() -> None:
+    """A block of few bytes can say much, and 431 is the decoder's to give."""
+    reader = h.RequestReader()
+    block = h.encode_request("10.0.0.1:80", ())
+    reader.learn(
+        block + b"\x00\x01a\x01b" * 2,
+        h.read_request(h.HeaderDecoder().decode(block + b"\x00\x01a\x01b" * 2)),
+    )
+
+    # 0x90 is "accept-encoding: gzip, deflate" of the static table: 60 bytes of a list.
+    assert reader.read(block + b"\x90" * 270) is not None
+    assert reader.read(block + b"\x90" * 280) is None
+
+
 def test_the_decoder_stays_in_step() -> None:
     """A block that was read here leaves the table as it was."""
     encoder, decoder = hpack.Encoder(), h.HeaderDecoder()
