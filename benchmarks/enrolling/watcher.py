@@ -1,0 +1,40 @@
+"""Says of many pods when each is first captured, seen from outside: a process of its own, like ``probe``.
+
+python -m benchmarks.enrolling.watcher <netns fd>   # an address a line; [address, time] as it is captured
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+
+from benchmarks.enrolling.probe import PAUSE_SECONDS, is_captured
+
+
+def main() -> None:
+    """Ask for every address that is waited for, in turn, until stdin closes."""
+    netns = int(sys.argv[1])
+    os.set_blocking(0, False)
+    waiting: list[str] = []
+    buffer = b""
+    while (data := _read()) != b"":
+        *lines, buffer = (buffer + (data or b"")).split(b"\n")
+        waiting += [line.decode() for line in lines]
+        for address in tuple(waiting):
+            if is_captured(netns, address):
+                print(json.dumps([address, time.monotonic()]), flush=True)
+                waiting.remove(address)
+        time.sleep(PAUSE_SECONDS)
+
+
+def _read() -> bytes | None:
+    try:
+        return os.read(0, 65536)
+    except BlockingIOError:
+        return None
+
+
+if __name__ == "__main__":
+    main()
