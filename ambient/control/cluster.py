@@ -84,6 +84,8 @@ class Cluster:
         self._due: trio.Event | None = None
         self._news: list[Callable[[], None]] = []
         self._dirty = True
+        # Whether what daemons ack can move a pod: else a thousand acks are a thousand looks in vain.
+        self._awaits_acks = False
         self._wanted: dict[Key, Wanted] = {}
         self._planned: Store | None = None
 
@@ -235,9 +237,11 @@ class Cluster:
         news, self._news = self._news, []
         for each in news:
             each()
-        while any((self._plan_pods(), self._step_captures(), self._publish())):
-            pass
-        self._node_pods.clear()
+        if self._dirty or self._awaits_acks:
+            while any((self._plan_pods(), self._step_captures(), self._publish())):
+                pass
+            self._awaits_acks = any(map(_awaits_acks, self._pods.values()))
+            self._node_pods.clear()
         self.bell.ring()
 
     # The owner of the links ---------------------------------------------------------------------
@@ -451,12 +455,12 @@ class Cluster:
             return False
         self._dirty = False
         self._registry = self._builder.build(self._registry, self.store, self._programmed, self.pods())
-        for pod in self._pods.values():
-            if pod.capture.phase is Phase.LEAVING:
-                pod.capture = published(pod.capture, self._registry.version)
+        leaving = [pod for pod in self._pods.values() if _awaits_acks(pod)]
+        for pod in leaving:
+            pod.capture = published(pod.capture, self._registry.version)
             if pod.ending and not pod.leaving_version:
                 pod.leaving_version = self._registry.version
-        return True
+        return bool(leaving)
 
     def _note_programmed(self) -> None:
         ready = {
@@ -472,6 +476,11 @@ class Cluster:
     def security(self) -> Security:
         """What the security objects mean."""
         return self._builder.security(self.store)
+
+
+def _awaits_acks(pod: Pod) -> bool:
+    """Whether it moves on when every daemon has applied what was published."""
+    return pod.ending or pod.capture.phase is Phase.LEAVING
 
 
 def _is_otherwise(pod: Pod, wanted: Wanted) -> bool:
