@@ -17,6 +17,8 @@ import trio
 # Where Debian's containernetworking-plugins are.
 CNI_DIRECTORY = "/usr/lib/cni"
 CNI_PLUGINS = ("bridge", "ptp", "macvlan", "host-local")
+# Real applications, as the distribution ships them.
+STOCK = ("redis-server", "redis-cli", "redis-benchmark", "nginx")
 IPTABLES = ("iptables-legacy-restore", "ip6tables-legacy-restore", "iptables-legacy-save")
 
 
@@ -74,6 +76,9 @@ def missing(what: str) -> str:
         case "iptables":
             lost = [name for name in IPTABLES if not shutil.which(name)]
             return f"no {', '.join(lost)}" if lost else ""
+        case "stock":
+            lost = [name for name in STOCK if not shutil.which(name)]
+            return f"no {', '.join(lost)}" if lost else ""
         case "envoy":
             try:
                 import envoy  # type: ignore[import-not-found,unused-ignore]  # noqa: F401
@@ -87,7 +92,7 @@ def missing(what: str) -> str:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what the machine cannot run, unless ``AMBIENT_REQUIRE`` says it must."""
     required = {name for name in os.environ.get("AMBIENT_REQUIRE", "").split(",") if name}
-    for name in ("netns", "rootless", "nft", "cni", "iptables", "envoy"):
+    for name in ("netns", "rootless", "nft", "cni", "iptables", "stock", "envoy"):
         if item.get_closest_marker(name) is None:
             continue
         reason = missing(name)

@@ -23,6 +23,7 @@ from benchmarks.enrolling.children import Child
 from benchmarks.enrolling.fabric import DEADLINE, Fabric, Wire, fabric
 from benchmarks.enrolling.leaks import holdings, leaked
 from benchmarks.enrolling.statistics import quantiles
+from benchmarks.enrolling.wires import BRIDGED
 
 NAMESPACE = "shop"
 PODS = {"web": "node-1", "cart": "node-1", "api": "node-2"}
@@ -66,7 +67,7 @@ async def run_case(run_dir: Path, *, wire: Wire, **what: Any) -> dict[str, Any]:
     """Measure the ``Case`` of *what* in the present (fresh) namespaces; return its row."""
     case = Case(**what)
     agent = ("-m", "benchmarks.enrolling.agent", case.rules, case.unenroll)
-    async with fabric(run_dir, nodes=2, agent=agent, wire=wire) as mesh:
+    async with fabric(run_dir, nodes=2, agent=agent, wire=wire, bridged=case.cni in BRIDGED) as mesh:
         await mesh.apply(*_manifests(), pods=len(PODS) + len(OUTSIDERS))
         observer = mesh.pod("observer").netns
         netnses = [pod.netns for pod in mesh.pods.values()]

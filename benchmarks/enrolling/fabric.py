@@ -56,11 +56,13 @@ class Fabric:
     Attributes:
         desk: Calls of the command line.
         agent: Arguments after ``python`` of the node agents.
+        bridged: Whether pods pass their node's IP stack by.
     """
 
     run_dir: Path
     agent: Sequence[str]
     wire: Wire = wiring.add_pod
+    bridged: bool = False
     nodes: dict[str, Node] = field(default_factory=dict)
     pods: dict[str, Pod] = field(default_factory=dict)
     daemons: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
@@ -120,7 +122,7 @@ class Fabric:
         return ours
 
     async def _node(self, control: AdminClient, plan: NodePlan) -> None:
-        node = self.nodes[plan.name] = Node(plan, wiring.add_node(plan))
+        node = self.nodes[plan.name] = Node(plan, wiring.add_node(plan, bridged=self.bridged))
         Path(zds_path(str(self.run_dir), plan.name)).parent.mkdir(parents=True)
         environment = node_environment(_environment(self.run_dir), str(self.run_dir), plan)
         for role, arguments in (("agent", self.agent), ("ztunnel", ("-m", "ztunnel"))):
@@ -158,9 +160,10 @@ async def fabric(
     nodes: int,
     agent: Sequence[str] = ("-m", "ambient.redirect"),
     wire: Wire = wiring.add_pod,
+    bridged: bool = False,
 ) -> AsyncIterator[Fabric]:
     """A mesh of *nodes* nodes whose daemons are connected; gone at the end of the block."""
-    made = Fabric(run_dir, agent, wire)
+    made = Fabric(run_dir, agent, wire, bridged)
     (run_dir / "logs").mkdir(parents=True)
     wiring.prepare_outer()
     try:

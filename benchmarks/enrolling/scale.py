@@ -27,6 +27,7 @@ from benchmarks.enrolling.leaks import holdings, leaked
 from benchmarks.enrolling.paced import PODS_PER_SECOND, paced
 from benchmarks.enrolling.probe import is_captured
 from benchmarks.enrolling.statistics import quantiles
+from benchmarks.enrolling.wires import BRIDGED
 
 NAMESPACE = "many"
 # Not the product's own entry: that drops the capability to open a namespace by our descriptor of it.
@@ -44,7 +45,7 @@ PODS_PER_NODE = LAST_POD_INDEX - FIRST_POD_INDEX
 async def run_scale(run_dir: Path, *, pods: int, cni: str, wire: Wire) -> dict[str, Any]:
     """Measure with *pods* pods in the present (fresh) namespaces; return the row."""
     nodes = math.ceil(pods / PODS_PER_NODE)
-    async with fabric(run_dir, nodes=nodes, agent=AGENT, wire=wire) as mesh:
+    async with fabric(run_dir, nodes=nodes, agent=AGENT, wire=wire, bridged=cni in BRIDGED) as mesh:
         started = time.monotonic()
         await mesh.apply(*_manifests(pods, nodes), pods=pods + nodes)
         _say(f"{pods} pods on {nodes} nodes, made in {time.monotonic() - started:.1f} s")

@@ -48,4 +48,6 @@ def _by_plugin(kind: str) -> Wire:
     return wire
 
 
-WIRES: dict[str, Wire] = {"builtin": wiring.add_pod, "bridge": _by_plugin("bridge"), "ptp": _by_plugin("ptp")}
+WIRES: dict[str, Wire] = {"builtin": wiring.add_pod, **{kind: _by_plugin(kind) for kind in cni_plan.KINDS}}
+# Whose pods sit on the node's uplink and pass its IP stack by.
+BRIDGED = frozenset({"macvlan"})
