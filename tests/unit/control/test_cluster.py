@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ambient.control.cluster import Cluster
@@ -83,6 +83,9 @@ def named_anew(pods: tuple[Pod, ...]) -> dict[str, set[str]]:
 
 
 @given(st.lists(events, max_size=20))
+@example([("status", 0, True), ("label", 0, "ambient"), ("report", 0, "enrolled"), ("report", 0, "lost")])
+@example([("namespace", 0, "ambient"), ("status", 1, True), ("report", 1, "failed"), ("restart", 1, None)])
+@example([("status", 0, True), ("status", 1, True), ("replicas", 1, None), ("status", 0, False)])
 def test_nothing_is_left_to_do_after_a_word_on_one_pod(story: list[tuple[str, int, Any]]) -> None:
     """Looking at everything again finds what looking at what was touched has found."""
     cluster = make_cluster(clock=lambda: 1.0)
