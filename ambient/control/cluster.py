@@ -249,6 +249,7 @@ class Cluster:
             while any((self._plan_pods(), self._step_captures(), self._publish())):
                 pass
             self._settle()
+            self.distribution.wake()
         self.bell.ring()
 
     def _settle(self) -> None:

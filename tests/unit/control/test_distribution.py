@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ class FakeOwner:
     bell: Bell
     now: Registry = field(default_factory=Registry)
     heard: list[Mapping[str, Any]] = field(default_factory=list)
+    wake: Callable[[], None] = lambda: None
 
     def registry(self) -> Registry:
         return self.now
@@ -50,7 +51,7 @@ class FakeOwner:
     def publish(self, version: int) -> None:
         one = Workload(uid=f"u{version}", name="n", namespace="s")
         self.now = Registry(version=version, workloads={one.uid: one})
-        self.bell.ring()
+        self.wake()
 
 
 class Conversation:
@@ -64,6 +65,7 @@ class Conversation:
         self.link = Link(Peer("ztunnel", "node-1"), theirs, self.owner, self.bell, 0.05)
         self.distribution = Distribution(self.owner, self.bell)
         self.distribution._links.append(self.link)
+        self.owner.wake = self.distribution.wake
 
     async def hear(self) -> list[object]:
         await trio.testing.wait_all_tasks_blocked()
