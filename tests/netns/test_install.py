@@ -1,4 +1,4 @@
-"""Putting a capture's rules in: created where nothing stands, refilled where something does, or not at all."""
+"""How a capture's rules are put in: created where nothing stands, refilled where something does, or not."""
 
 from __future__ import annotations
 
