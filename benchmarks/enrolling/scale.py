@@ -53,9 +53,11 @@ async def run_scale(run_dir: Path, *, pods: int, cni: str, wire: Wire) -> dict[s
         row: dict[str, Any] = {"rules": "ambient", "cni": cni, "pods": len(many), "nodes": nodes}
         row["rules_ms"] = quantiles([_rules_alone(pod) for pod in many[:RULES_ALONE]])
         await _enroll(mesh, "none")  # Nothing to do, but every daemon has answered once.
+        before = holdings(_pids(mesh), [pod.netns for pod in many])
         row["alone_ms"] = quantiles(await _singly(mesh, many[:SINGLY]))
         row |= {"enroll_ms": quantiles(await _paced(mesh, many)), "paced_per_second": PODS_PER_SECOND}
-        before = holdings(_pids(mesh), [pod.netns for pod in many])
+        # What was released is let go of in its own time, and that is no part of what comes next.
+        await _left(mesh, many, before)
         row |= await _together(mesh, many)
         row["release_seconds"] = round((await _enroll(mesh, "none"))[0], 2)
         row["leaked"] = sum((await _left(mesh, many, before)).values())
