@@ -37,6 +37,9 @@ READ_BYTES = 64 * 1024
 # How long everybody waits for a daemon that does not ack; after that it counts as stuck, and nobody does
 # until it acks again. An update is applied in milliseconds; picked, not measured.
 ACK_SECONDS = 10.0
+# Updates that a daemon has not acked yet; what is new meanwhile goes out together: who is busy is not told of
+# every pod of a thousand one by one. The second one keeps the line busy. Picked.
+MAX_UNACKED = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +201,8 @@ class Link:
 
     def _update(self) -> bytes:
         now = self._owner.registry()
-        if self._told is not None and self._told.version == now.version:
+        known = self._told is not None and self._told.version == now.version
+        if known or len(self._unacked) >= MAX_UNACKED:
             return b""
         change = change_between(self._told, now)
         since = -1 if self._told is None else self._told.version

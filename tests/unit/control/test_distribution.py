@@ -95,6 +95,35 @@ async def test_one_update_may_carry_many_versions() -> None:
     assert after == [True, True, True, False]
 
 
+async def test_a_daemon_that_has_much_to_ack_is_told_the_rest_at_once() -> None:
+    """And not before: who is slow has enough to do."""
+    talk = Conversation()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(talk.link.run)
+        talk.owner.publish(1)
+        await talk.say(talk.end.hello())
+        (first,) = await talk.hear()
+        talk.owner.publish(2)
+        (second,) = await talk.hear()
+        for version in (3, 4):
+            talk.owner.publish(version)
+        await trio.testing.wait_all_tasks_blocked()
+        assert isinstance(first, Updated)
+        assert isinstance(second, Updated)
+        await talk.say(talk.end.ack(first.nonce))
+        (last,) = await talk.hear()
+        assert isinstance(last, Updated)
+        for update in (second, last):
+            assert not talk.link.has_applied(4)
+            await talk.say(talk.end.ack(update.nonce))
+        applied = talk.link.has_applied(4)
+        nursery.cancel_scope.cancel()
+
+    assert [each.uid for each in last.change.workloads] == ["u4"]
+    assert last.change.removed_workloads == ("u2",)
+    assert applied
+
+
 async def test_a_slow_daemon_is_told_the_difference_to_now() -> None:
     """Nothing is queued for it: what came and went meanwhile it never hears of."""
     talk = Conversation()
