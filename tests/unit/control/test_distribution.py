@@ -108,6 +108,9 @@ async def test_a_daemon_that_has_much_to_ack_is_told_the_rest_at_once() -> None:
         for version in (3, 4):
             talk.owner.publish(version)
         await trio.testing.wait_all_tasks_blocked()
+        with trio.move_on_after(0.05) as nothing:
+            await talk.stream.receive_some()
+        assert nothing.cancelled_caught
         assert isinstance(first, Updated)
         assert isinstance(second, Updated)
         await talk.say(talk.end.ack(first.nonce))
