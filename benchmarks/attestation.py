@@ -55,6 +55,10 @@ class Ztunnel:
         """This process."""
         return frozenset({os.getpid()})
 
+    def held(self, _uid: str) -> frozenset[int]:
+        """Nothing: whose the listeners are is read from /proc."""
+        return frozenset()
+
 
 def main() -> int:
     """Measure and print one JSON line."""

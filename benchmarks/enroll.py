@@ -59,10 +59,14 @@ def _alone(options: argparse.Namespace, measure: Callable[..., Any]) -> dict[str
 def _show(rows: list[dict[str, Any]], output: str) -> str:
     if output == "json":
         return json.dumps({"kind": "EnrollBenchmark", "rows": rows}, indent=2)
-    shown = [name for name in rows[0] if not isinstance(rows[0][name], dict)]
-    lines = [shown, *([str(row[name]) for name in shown] for row in rows)]
+    shown = [name for name, value in rows[0].items() if not isinstance(value, dict) or "p50" in value]
+    lines = [shown, *([_cell(row[name]) for name in shown] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(shown))]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def _cell(value: object) -> str:
+    return f"{value['p50']}/{value['p99']}" if isinstance(value, dict) else str(value)
 
 
 def _options() -> argparse.ArgumentParser:

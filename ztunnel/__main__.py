@@ -10,9 +10,10 @@ import time
 from collections.abc import Sequence
 
 from ambient.engine import collector, host
+from ambient.engine.headroom import raise_file_limit
 from ambient.engine.privileges import NODE_DAEMON, keep_only
 from ambient.errors import AmbientError, ConfigError
-from ztunnel.daemon import raise_file_limit, run
+from ztunnel.daemon import run
 from ztunnel.environment import help_text
 from ztunnel.settings import Settings, read_settings
 

@@ -11,7 +11,6 @@ import functools
 import logging
 import os
 import random
-import resource
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Iterator
@@ -260,12 +259,6 @@ def names(settings: Settings, resolv_conf: str = "/etc/resolv.conf") -> Names | 
             servers = nameservers(Path(resolv_conf).read_text(errors="replace"))
     metrics = DnsMetrics(settings.cluster)
     return Names(servers=servers, preferred_namespace=settings.preferred_namespace, metrics=metrics)
-
-
-def raise_file_limit() -> None:
-    """Use every descriptor we may: two for each connection."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _log_failure(exc: Exception) -> None:

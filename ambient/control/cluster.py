@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -22,6 +22,7 @@ from ambient.control.bell import Bell
 from ambient.control.capture_plan import UNMOVED, Capture, Phase, published, reported, step
 from ambient.control.distribution import Distribution, Peer
 from ambient.control.issuer import Issuer
+from ambient.control.node_pods import NodePods
 from ambient.control.pods import Pod, Role, Status
 from ambient.control.pods_plan import Wanted, wanted_pods
 from ambient.control.registry_builder import RegistryBuilder
@@ -33,8 +34,7 @@ from ambient.control.waypoints_plan import Waypoint
 from ambient.errors import ConfigError
 from ambient.model.addressing import NETNS, AddressPlan
 from ambient.model.authorization import Security
-from ambient.model.enrollment import Mode, desired_mode, dns_capture
-from ambient.model.exclusions import exclusions_of
+from ambient.model.enrollment import Mode, desired_mode
 from ambient.model.identity import SpiffeId
 from ambient.pki.authority import Issued
 from ambient.wire.values import to_wire
@@ -76,14 +76,17 @@ class Cluster:
         self._watchers: list[trio.MemorySendChannel[dict[str, Any]]] = []
         self._registry = Registry()
         self._builder = RegistryBuilder(self.book.of_service)
-        self._node_pods: dict[str, tuple[NodePod, ...]] = {}
-        # By uid: what was made of a pod last, and of what. A thousand pods are looked at for every word of
-        # an agent, and of most of them nothing has changed.
-        self._named: dict[str, tuple[tuple[object, ...], NodePod]] = {}
+        self._node_pods = NodePods()
+        # By uid: the mode that labels asked for, and which labels those were.
         self._desired: dict[str, tuple[Mapping[str, str], Mapping[str, str], Mode]] = {}
         self._due: trio.Event | None = None
         self._news: list[Callable[[], None]] = []
         self._dirty = True
+        # What the next ``reconcile`` has to look at. A word on one pod of a thousand is a look at that one.
+        self._everything = self._replan = True
+        self._touched: set[str] = set()
+        # Pods that move on when daemons ack.
+        self._awaiting: set[str] = set()
         self._wanted: dict[Key, Wanted] = {}
         self._planned: Store | None = None
 
@@ -157,7 +160,8 @@ class Cluster:
             if pod.capture.phase is Phase.FAILED and anew:
                 pod.capture = Capture()  # What stood in the way may have ended with the old process.
             pod.status = status
-            self._dirty = True
+            self._touched.add(uid)
+            self._dirty = self._replan = True
 
     def welcome(self, wanted: Wanted) -> Pod:
         """Take in the guest that *wanted* describes, as a pod that is not in the mesh yet.
@@ -202,8 +206,14 @@ class Cluster:
         self.changed()
 
     def changed(self) -> None:
-        """Something that the registry depends on changed."""
-        self._dirty = True
+        """Something that the registry depends on changed, of which many pods may be made."""
+        self._everything = True
+        self.touched(())
+
+    def touched(self, uids: Iterable[str]) -> None:
+        """These pods changed, and nothing else."""
+        self._touched.update(uids)
+        self._dirty = self._replan = True
         self.reconcile()
 
     async def run(self) -> None:
@@ -235,10 +245,29 @@ class Cluster:
         news, self._news = self._news, []
         for each in news:
             each()
-        while any((self._plan_pods(), self._step_captures(), self._publish())):
-            pass
-        self._node_pods.clear()
+        if self._dirty or self._awaiting:
+            while any((self._plan_pods(), self._step_captures(), self._publish())):
+                pass
+            self._settle()
+            self.distribution.wake()
         self.bell.ring()
+
+    def _settle(self) -> None:
+        """What was looked at needs no second look."""
+        looked_at = tuple(self._looked_at())
+        gone = self._touched - self._pods.keys()
+        self._awaiting -= gone
+        for pod in looked_at:
+            (self._awaiting.add if _awaits_acks(pod) else self._awaiting.discard)(pod.uid)
+        self._node_pods.look_at((*gone, *(pod.uid for pod in looked_at)), self._pods)
+        self._everything = self._replan = False
+        self._touched.clear()
+
+    def _looked_at(self) -> Iterable[Pod]:
+        """The pods that may have to move."""
+        if self._everything:
+            return tuple(self._pods.values())
+        return tuple(self._pods[uid] for uid in self._touched | self._awaiting if uid in self._pods)
 
     # The owner of the links ---------------------------------------------------------------------
 
@@ -247,21 +276,8 @@ class Cluster:
         return self._registry
 
     def node_pods(self, node: str) -> tuple[NodePod, ...]:
-        """The pods whose capture is the agent's business: those with a proxy of their own are not."""
-        if not self._node_pods:  # Asked by every link at every ring, and true until something moves.
-            made: dict[str, list[NodePod]] = {name: [] for name in self.nodes}
-            for pod in self._pods.values():
-                if pod.status.netns and _agents(pod):
-                    made[pod.node].append(self._node_pod(pod))
-            self._node_pods = {name: tuple(pods) for name, pods in made.items()}
-        return self._node_pods.get(node, ())
-
-    def _node_pod(self, pod: Pod) -> NodePod:
-        facts = (pod.status.netns, pod.capture.captured, pod.existing)
-        known = self._named.get(pod.uid)
-        if known is None or known[0] != facts:
-            known = self._named[pod.uid] = (facts, _node_pod(pod))
-        return known[1]
+        """The pods whose capture is the business of that node's agent."""
+        return self._node_pods.of(node)
 
     def certify(self, peer: Peer, identity: SpiffeId, csr: bytes) -> Issued:
         """Sign, or say why not."""
@@ -282,6 +298,7 @@ class Cluster:
         before, pod.capture = pod.capture, reported(pod.capture, report)
         if pod.capture.phase is Phase.FAILED and before.phase is not Phase.FAILED:
             log.warning("%s could not be captured: %s", pod.uid, report.reason)
+        self._touched.add(pod.uid)
         self._dirty = True
 
     def frame_received(self, peer: Peer, frame: Mapping[str, Any]) -> None:
@@ -316,7 +333,8 @@ class Cluster:
     # One step -----------------------------------------------------------------------------------
 
     def _plan_pods(self) -> bool:
-        if not self.nodes:
+        # Of a guest that was dismissed, and of what ends, others' words decide.
+        if not self.nodes or not (self._replan or self._dismissed or self._awaiting):
             return False
         if self._planned is not self.store:
             found = {(each.namespace, each.name): each for each in wanted_pods(self.store)}
@@ -359,15 +377,16 @@ class Cluster:
 
     def _end(self, pod: Pod) -> bool:
         pod.ending = self._dirty = True
+        self._touched.add(pod.uid)
         return True
 
     def _remove_ended(self, pod: Pod, wanted: Mapping[Key, Wanted]) -> bool:
         if not pod.leaving_version or not self.distribution.all_applied(pod.leaving_version):
             return False
         del self._pods[pod.uid], self._by_key[pod.key]
-        self._named.pop(pod.uid, None)
         self._desired.pop(pod.uid, None)
-        self._dirty = True
+        self._touched.add(pod.uid)
+        self._dirty = self._replan = True
         self._tell("remove", pod)
         if pod.key in wanted:
             self._add(wanted[pod.key], before=pod)
@@ -399,6 +418,7 @@ class Cluster:
             pod.guest, pod.status = True, wanted.guest.status
         pod.mode = Mode.SIDECAR if self.desired(pod) is Mode.SIDECAR and not pod.guest else Mode.NONE
         self._pods[pod.uid] = self._by_key[key] = pod
+        self._touched.add(pod.uid)
         self._dirty = True
         self._tell("add", pod)
         return True
@@ -432,7 +452,7 @@ class Cluster:
 
     def _step_captures(self) -> bool:
         moved = False
-        for pod in self._pods.values():
+        for pod in self._looked_at():
             if pod.ending:
                 continue  # It is captured until it is gone: its last connections are still carried.
             wanted = pod.mode is Mode.NONE and self.desired(pod) is Mode.AMBIENT
@@ -442,21 +462,26 @@ class Cluster:
             after = step(pod.capture, wanted=wanted, runnable=pod.runnable, applied=applied)
             if after != pod.capture:
                 pod.capture = after
+                self._touched.add(pod.uid)
                 moved = self._dirty = True
         return moved
 
     def _publish(self) -> bool:
-        self._note_programmed()
+        if self._replan:
+            self._note_programmed()
         if not self._dirty:
             return False
         self._dirty = False
-        self._registry = self._builder.build(self._registry, self.store, self._programmed, self.pods())
-        for pod in self._pods.values():
-            if pod.capture.phase is Phase.LEAVING:
-                pod.capture = published(pod.capture, self._registry.version)
+        touched = None if self._everything else self._touched
+        self._registry = self._builder.build(
+            self._registry, self.store, self._programmed, self._pods, touched
+        )
+        leaving = [pod for pod in self._looked_at() if _awaits_acks(pod)]
+        for pod in leaving:
+            pod.capture = published(pod.capture, self._registry.version)
             if pod.ending and not pod.leaving_version:
                 pod.leaving_version = self._registry.version
-        return True
+        return bool(leaving)
 
     def _note_programmed(self) -> None:
         ready = {
@@ -472,6 +497,11 @@ class Cluster:
     def security(self) -> Security:
         """What the security objects mean."""
         return self._builder.security(self.store)
+
+
+def _awaits_acks(pod: Pod) -> bool:
+    """Whether it moves on when every daemon has applied what was published."""
+    return pod.ending or pod.capture.phase is Phase.LEAVING
 
 
 def _is_otherwise(pod: Pod, wanted: Wanted) -> bool:
@@ -498,23 +528,3 @@ def pod_event(pod: Pod) -> dict[str, Any]:
         "service_account": pod.spec.service_account,
         "spec": to_wire(pod.spec),
     }
-
-
-def _agents(pod: Pod) -> bool:
-    return pod.role is Role.APP and pod.mode is not Mode.SIDECAR and not pod.spec.host_network
-
-
-def _node_pod(pod: Pod) -> NodePod:
-    return NodePod(
-        uid=pod.uid,
-        namespace=pod.namespace,
-        name=pod.name,
-        service_account=pod.spec.service_account,
-        addresses=pod.addresses,
-        netns=pod.status.netns,
-        mode="ambient" if pod.capture.captured else "none",
-        existing=pod.existing,
-        # A guest asks name servers of its own, which know what ours does not.
-        dns_capture=dns_capture(pod.spec.annotations) and not pod.guest,
-        exclusions=exclusions_of(pod.spec.annotations),
-    )

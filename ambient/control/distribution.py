@@ -37,6 +37,9 @@ READ_BYTES = 64 * 1024
 # How long everybody waits for a daemon that does not ack; after that it counts as stuck, and nobody does
 # until it acks again. An update is applied in milliseconds; picked, not measured.
 ACK_SECONDS = 10.0
+# Updates that a daemon has not acked yet; what is new meanwhile goes out together: who is busy is not told of
+# every pod of a thousand one by one. The second one keeps the line busy. Picked.
+MAX_UNACKED = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,7 @@ class Link:
         self._stream = stream
         self._owner = owner
         self._bell = bell
+        self._wake = Bell()
         self._end = ControlEnd()
         self._answers: list[bytes] = []
         self._told: Registry | None = None
@@ -108,7 +112,11 @@ class Link:
     def say(self, kind: str, **values: Any) -> None:
         """Queue a frame of the daemons' own; the caller bounds how many."""
         self._answers.append(self._end.extra(kind, **values))
-        self._bell.ring()
+        self._wake.ring()
+
+    def wake(self) -> None:
+        """There may be something new to tell."""
+        self._wake.ring()
 
     async def run(self) -> None:
         """Serve the daemon until it goes away or breaks the wire."""
@@ -130,6 +138,7 @@ class Link:
             for event in events:
                 self._take(event)
             if events:
+                self._wake.ring()
                 self._bell.ring()
                 self._owner.link_changed()
         self._end.receive_data(b"")
@@ -165,7 +174,7 @@ class Link:
 
     async def _send(self) -> None:
         while True:
-            ring = self._bell.next()
+            ring = self._wake.next()
             if data := self._pending():
                 await self._stream.send_all(data)
             else:
@@ -192,12 +201,14 @@ class Link:
 
     def _update(self) -> bytes:
         now = self._owner.registry()
-        if self._told is not None and self._told.version == now.version:
+        known = self._told is not None and self._told.version == now.version
+        if known or len(self._unacked) >= MAX_UNACKED:
             return b""
         change = change_between(self._told, now)
         since = -1 if self._told is None else self._told.version
         self._told = now
         if is_empty(change):
+            self._owner.link_changed()  # Nobody acks nothing, and somebody may wait for this version.
             return b""
         nonce, data = self._end.update(change)
         self._unacked[nonce] = since
@@ -225,6 +236,11 @@ class Distribution:
     def links(self) -> tuple[Link, ...]:
         """The links that live."""
         return tuple(self._links)
+
+    def wake(self) -> None:
+        """Tell every daemon what is new. Not at every ring: acks are many, and news are few."""
+        for link in self._links:
+            link.wake()
 
     async def serve(self, peer: Peer, sock: socket.socket) -> None:
         """Run the link to *peer* over *sock*, which becomes ours to close."""

@@ -55,10 +55,17 @@ class Enroller:
             RpcError: it cannot be done at all (1), or the time ran out (124).
         """
         async with self._lock:
-            plan = plan_enrollment(request, self._cluster.store, self._cluster.pods())
+            plan = plan_enrollment(request, self._cluster.store, self._asked(request))
             if request.dry_run:
                 return await self._forecast(request, plan)
             return await self._carry_out(request, plan, emit)
+
+    def _asked(self, request: Request) -> tuple[Pod, ...]:
+        """The pods that *request* may be about."""
+        if not all(each.name for each in request.targets):
+            return self._cluster.pods()
+        keys = dict.fromkeys((each.namespace, each.name) for each in request.targets)
+        return tuple(pod for key in keys if (pod := self._cluster.pod(*key)) is not None)
 
     async def _carry_out(self, request: Request, plan: Plan, emit: Emit) -> dict[str, Any]:
         progress = _Progress(trio.current_time(), {pod.key: mode for pod, mode in plan.moves})
@@ -88,7 +95,7 @@ class Enroller:
             progress.restarted.update(pod.key for pod in group)
             # Ending before the labels change: its successor is the one that follows them.
             group[0].ending = True
-        write_labels(cluster, plan.namespace_labels, plan.pod_labels)
+        write_labels(cluster, plan.namespace_labels, plan.pod_labels, (pod.uid for pod, _ in plan.moves))
         return groups
 
     async def _follow(self, groups: Iterable[list[Pod]], progress: _Progress, emit: Emit) -> None:
@@ -250,12 +257,21 @@ def write_labels(
     cluster: Cluster,
     spaces: Mapping[str, Mapping[str, str | None]],
     pods: Mapping[Key, Mapping[str, str | None]],
+    moved: Iterable[str] = (),
 ) -> None:
-    """Write labels on namespaces and pods in one step."""
+    """Write labels on namespaces and pods in one step.
+
+    Args:
+        moved: Uids of other pods of which something was changed.
+    """
+    cluster.write_pod_labels(pods)
+    if not spaces:
+        named = [pod.uid for key in pods if (pod := cluster.pod(*key)) is not None]
+        cluster.touched((*named, *moved))
+        return
     store = cluster.store
     for name, labels in spaces.items():
         store = store.label(("Namespace", "", name), labels)
-    cluster.write_pod_labels(pods)
     cluster.commit(store)
 
 

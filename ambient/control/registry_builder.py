@@ -38,13 +38,24 @@ class RegistryBuilder:
         self._security: Security = convert(())
         self._services: dict[str, Service] = {}
         self._made: dict[str, tuple[tuple[Any, ...], Workload]] = {}
+        self._whole = False
 
     def build(
-        self, before: Registry, store: Store, programmed: Iterable[tuple[str, str]], pods: Iterable[Pod]
+        self,
+        before: Registry,
+        store: Store,
+        programmed: Iterable[tuple[str, str]],
+        pods: Mapping[str, Pod],
+        touched: Iterable[str] | None = None,
     ) -> Registry:
-        """The registry after *before*: *before* itself if nothing is different."""
+        """The registry after *before*: *before* itself if nothing is different.
+
+        Args:
+            pods: All of them, by uid.
+            touched: The only ones that can have changed, come or gone since the last call; None: any.
+        """
         self._look_at(store, frozenset(programmed))
-        workloads = self._workloads(store, pods)
+        workloads = self._workloads(store, pods, touched)
         policies = {policy.key: policy for policy in self._security.policies}
         made = Registry(
             version=before.version + 1,
@@ -78,15 +89,26 @@ class RegistryBuilder:
         self._waypoints = {(each.namespace, each.name): each for each in made}
         self._services = services_of(store, self._waypoints, self._addresses)
         self._made.clear()
+        self._whole = False
 
-    def _workloads(self, store: Store, pods: Iterable[Pod]) -> dict[str, Workload]:
-        here = {pod.uid: pod for pod in pods if pod.addresses}
-        facts = {uid: _facts(pod) for uid, pod in here.items()}
-        again = [
-            pod for uid, pod in here.items() if uid not in self._made or self._made[uid][0] != facts[uid]
-        ]
-        made = workloads_of(store, again, self._waypoints, self._security)
-        self._made = {uid: (facts[uid], made[uid]) if uid in made else self._made[uid] for uid in here}
+    def _workloads(
+        self, store: Store, pods: Mapping[str, Pod], touched: Iterable[str] | None
+    ) -> dict[str, Workload]:
+        if touched is None or not self._whole:
+            touched = {*pods, *self._made}
+        again: list[Pod] = []
+        facts: dict[str, tuple[Any, ...]] = {}
+        for uid in sorted(touched):
+            pod = pods.get(uid)
+            if pod is None or not pod.addresses:
+                self._made.pop(uid, None)
+                continue
+            facts[uid] = _facts(pod)
+            if uid not in self._made or self._made[uid][0] != facts[uid]:
+                again.append(pod)
+        for uid, workload in workloads_of(store, again, self._waypoints, self._security).items():
+            self._made[uid] = (facts[uid], workload)
+        self._whole = True
         return {uid: workload for uid, (_, workload) in self._made.items()}
 
 

@@ -72,3 +72,9 @@ class Headroom:
         self.refusals += 1
         if self.on_refused is not None:
             self.on_refused(reason)
+
+
+def raise_file_limit() -> None:
+    """Use every descriptor we may: two for each connection, a dozen for each pod of a node."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

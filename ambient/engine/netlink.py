@@ -81,16 +81,20 @@ class NetlinkSocket:
         Raises:
             OSError: the first refusal. Requests after a refused one were still carried out.
         """
+        for refusal in self.refusals(*requests):
+            raise refusal
+
+    def refusals(self, *requests: Request) -> list[OSError]:
+        """Like ``run``, for acts of which some may be in vain: every refusal, in order, none raised."""
         first = self._send(requests)
         waiting = {first + n for n, each in enumerate(requests) if each.flags & netlink.NLM_F_ACK}
-        refusal: OSError | None = None
+        found: list[OSError] = []
         while waiting:
             for ack in _only_acks(self._messages()):
                 waiting.discard(ack.sequence)
-                if ack.errno and refusal is None:
-                    refusal = _refusal(ack, requests[ack.sequence - first])
-        if refusal is not None:
-            raise refusal
+                if ack.errno:
+                    found.append(_refusal(ack, requests[ack.sequence - first]))
+        return found
 
     def transaction(self, requests: Sequence[Request]) -> None:
         """Send an nf_tables batch: all of it happens, or nothing.

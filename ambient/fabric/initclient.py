@@ -78,6 +78,11 @@ class InitClient:
         self._answers: dict[int, trio.MemorySendChannel[Process | LaunchFailed]] = {}
         self._processes: dict[int, Process] = {}
 
+    @property
+    def hurried(self) -> bool:
+        """Whether the mesh goes down."""
+        return self.hurry < math.inf
+
     async def serve(self) -> None:
         """Take init's answers and reports until cancelled."""
         while data := await self._sock.recv(launch.MAX_PACKET_BYTES):

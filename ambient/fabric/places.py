@@ -112,9 +112,11 @@ class NamespacePlaces:
             with trio.CancelScope(shield=True):
                 await self.init.kill(pause)
             os.close(netns)
-            if not shared and self.plugins is None:
-                with suppress(OSError):
-                    wiring.remove_pod(node.netns, order.addresses)
+            # A mesh that goes down takes its nodes' namespaces, and all links, along.
+            if not shared and self.plugins is None and not self.init.hurried:
+                with trio.CancelScope(shield=True), suppress(OSError):
+                    # The kernel waits some 40 ms: others are served meanwhile.
+                    await trio.to_thread.run_sync(wiring.remove_pod, node.netns, order.addresses)
             shutil.rmtree(folder, ignore_errors=True)
 
     async def _attach(self, node: Node, order: PodOrder, netns: int, path: str, inside: str) -> None:

@@ -115,9 +115,18 @@ def add_pod(plan: NodePlan, node: int, pod: int, addresses: Sequence[str]) -> No
                 gateway = plan.addresses.gateway[0]
                 inner.add_route(f"{gateway}/32", link=UPLINK)
                 inner.add_route(DEFAULT_V4, link=UPLINK, gateway=gateway)
+        inside = inner.link(UPLINK).mac
     with NetlinkSocket(node) as outer:
+        outside = outer.link(link).mac
         for address in addresses:
             outer.add_route(f"{address}/{host_prefix(address)}", link=link)
+            outer.add_neighbour(link, address, inside)
+    with NetlinkSocket(pod) as inner:
+        # Said once and for all: what is asked for is kept in one table for all namespaces, of 1024 entries
+        # (net.ipv4.neigh.default.gc_thresh3), and 500 pods fill it: nobody finds anybody any more.
+        for address in addresses:
+            gateway = POD_ROUTER_V6 if is_v6(address) else plan.addresses.gateway[0]
+            inner.add_neighbour(UPLINK, gateway, outside)
 
 
 def remove_pod(node: int, addresses: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ import time
 import trio
 
 from ambient.engine.follow import control_socket
+from ambient.engine.headroom import raise_file_limit
 from ambient.engine.privileges import NODE_DAEMON, keep_only
 from ambient.errors import AmbientError, ConfigError
 from ambient.redirect.agent import Agent, read_settings
@@ -56,5 +57,6 @@ def _only(exc: BaseException) -> BaseException:
 
 
 if __name__ == "__main__":
+    raise_file_limit()
     keep_only(NODE_DAEMON | needed(os.environ.get(BACKEND_NAME, "")))
     sys.exit(main())

@@ -8,6 +8,7 @@ one transaction.
 from __future__ import annotations
 
 import errno
+import functools
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace as changed
@@ -27,12 +28,26 @@ from ambient.redirect.plan import (
     drain_plan,
 )
 from ambient.wire import netlink_route, nft_dump, nft_encode
-from ambient.wire.netlink import AF_INET, AF_INET6, NETLINK_NETFILTER
+from ambient.wire.netlink import AF_INET, AF_INET6, NETLINK_NETFILTER, Message, Request
 from ambient.wire.netlink_route import RTN_LOCAL
 from ambient.wire.nft import Table
 
 # Well below what the kernel takes from anybody (net.core.wmem_max, 212,992 by default, counted twice).
 SLICE_BYTES = 128 * 1024
+# Sets of rules that are encoded, or judged, once; there is one for each set of exclusions. Picked.
+MAX_JUDGED = 64
+# Of every namespace's loopback (LOOPBACK_IFINDEX of the kernel's net_namespace.h).
+LOOPBACK_INDEX = 1
+
+# One datagram. The routes come before the rules that use them.
+_ROUTING = (
+    netlink_route.change_link("lo", up=True),
+    *(
+        netlink_route.add_route(route, link_index=LOOPBACK_INDEX, table=ROUTING_TABLE, local=True)
+        for route in LOCAL_ROUTES
+    ),
+    *map(netlink_route.add_rule, ROUTING_RULES),
+)
 
 
 class Standing(Enum):
@@ -45,6 +60,10 @@ class Standing(Enum):
     DAMAGED = auto()  # a table of ours with other rules
 
 
+# What was found for what was asked and read: reading a dump takes milliseconds, and most are the same.
+_judged: dict[tuple[Capture, tuple[bytes, ...]], Standing] = {}
+
+
 def install(netns: int, capture: Capture) -> None:
     """Capture the pod, whatever stood there; connections already captured live on.
 
@@ -52,9 +71,13 @@ def install(netns: int, capture: Capture) -> None:
     never pass the proxy. They lead to loopback, which not every runtime has brought up by then.
     """
     add_routing(netns)
-    table = capture_plan(capture)
-    if not _stands(netns, table):
-        put(netns, table)
+    with NetlinkSocket(netns, NETLINK_NETFILTER) as nl:
+        # Asked first: a batch that is refused, because the table stands, costs the kernel's 15 ms too.
+        if not _chains(nl, capture.table) and _created(nl, capture):
+            return
+        table = capture_plan(capture)
+        if not _holds(nl, table):
+            nl.transaction(nft_encode.refill(table))
 
 
 def drain(netns: int) -> None:
@@ -74,11 +97,10 @@ def remove(netns: int) -> None:
 def add_routing(netns: int) -> None:
     """Lead the answers to foreign addresses back to the proxy: not netfilter's part, and the same for all."""
     with NetlinkSocket(netns) as nl:
-        nl.set_up("lo")
-        for rule, route in zip(ROUTING_RULES, LOCAL_ROUTES, strict=True):
-            nl.add_route(route, link="lo", table=ROUTING_TABLE, local=True)
-            with suppress(FileExistsError):
-                nl.run(netlink_route.add_rule(rule))
+        for refusal in nl.refusals(*_ROUTING):
+            # Routes replace each other; a rule that stands is refused.
+            if not isinstance(refusal, FileExistsError):
+                raise refusal
 
 
 def remove_routing(netns: int) -> None:
@@ -95,12 +117,19 @@ def remove_routing(netns: int) -> None:
 def standing(netns: int, capture: Capture = Capture()) -> Standing:  # noqa: B008 (a frozen value)
     """Read from the kernel what stands in the namespace, where *capture* is what should be captured."""
     with NetlinkSocket(netns, NETLINK_NETFILTER) as nl:
-        chains = _chains(nl, TABLE)
-        rules = (
-            [nft_dump.decode_rule(each) for each in nl.dump(nft_encode.dump_rules(TABLE))] if chains else []
-        )
-    if not chains:
-        return Standing.NONE
+        if not _chains(nl, TABLE):
+            return Standing.NONE
+        dumped = nl.dump(nft_encode.dump_rules(TABLE))
+    known = (capture, tuple(map(nft_dump.shape, dumped)))
+    if known not in _judged:
+        if len(_judged) >= MAX_JUDGED:
+            _judged.clear()
+        _judged[known] = _judge(capture, dumped)
+    return _judged[known]
+
+
+def _judge(capture: Capture, dumped: Sequence[Message]) -> Standing:
+    rules = list(map(nft_dump.decode_rule, dumped))
     if any(nft_dump.stands(capture_plan(changed(capture, dns=dns)), rules) for dns in (False, True)):
         return Standing.CAPTURED
     if nft_dump.stands(closed_plan(capture), rules):
@@ -165,11 +194,23 @@ def replace(netns: int | None, table: Table) -> None:
                 nl.transaction(part)
 
 
-def _stands(netns: int, table: Table) -> bool:
-    with NetlinkSocket(netns, NETLINK_NETFILTER) as nl:
-        if not _chains(nl, table.name):
-            return False
-        return nft_dump.stands(table, map(nft_dump.decode_rule, nl.dump(nft_encode.dump_rules(table.name))))
+def _created(nl: NetlinkSocket, capture: Capture) -> bool:
+    """Make the rules where there are none: all of them, or, if somebody was faster, False and nothing."""
+    try:
+        nl.transaction(_creation(capture))
+    except FileExistsError:
+        return False
+    return True
+
+
+@functools.lru_cache(MAX_JUDGED)
+def _creation(capture: Capture) -> tuple[Request, ...]:
+    # Encoding takes longer than the kernel needs for it, and most pods are captured alike.
+    return tuple(nft_encode.create(capture_plan(capture)))
+
+
+def _holds(nl: NetlinkSocket, table: Table) -> bool:
+    return nft_dump.stands(table, map(nft_dump.decode_rule, nl.dump(nft_encode.dump_rules(table.name))))
 
 
 def _chains(nl: NetlinkSocket, table: str) -> set[str]:

@@ -24,6 +24,8 @@ def forget_captured(netns: int) -> int:
     """
     with NetlinkSocket(netns, NETLINK_NETFILTER) as nl:
         try:
+            if not netlink_conntrack.decode_count(nl.get(netlink_conntrack.ask_count())):
+                return 0  # Most pods that are quiet; the kernel's walk is for the others.
             known = [netlink_conntrack.decode(message) for message in nl.dump(netlink_conntrack.dump())]
         except OSError:
             return 0  # No nf_conntrack_netlink, or a table that changes faster than it can be read.

@@ -50,6 +50,10 @@ class FdStore:
         """Port -> descriptor, still the store's; {} if none are held."""
         return dict(self._listeners.get(uid, {}))
 
+    def inodes(self, uid: str) -> frozenset[int]:
+        """What the kernel calls the listeners of *uid*, as in ``/proc/<pid>/fd``."""
+        return frozenset(os.fstat(fd).st_ino for fd in self._listeners.get(uid, {}).values())
+
     def key(self, identity: SpiffeId) -> int | None:
         """The descriptor, still the store's."""
         return self._keys.get(identity)

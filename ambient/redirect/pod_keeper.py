@@ -111,7 +111,7 @@ class PodKeeper:
 
     def want(self, pod: NodePod) -> None:
         """Control's newest word."""
-        if pod != self.pod:
+        if pod is not self.pod and pod != self.pod:
             self.pod = pod
             self._capture_of_pod = pod_capture.capture_of(pod)
             self._wake()

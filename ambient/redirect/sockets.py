@@ -9,6 +9,7 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 from ambient.engine.netlink import NetlinkSocket
+from ambient.engine.netns import in_netns
 from ambient.model.exclusions import Exclusions
 from ambient.redirect.plan import (
     HBONE_PORT,
@@ -33,6 +34,8 @@ def listeners(netns: int, ports: tuple[int, ...] = PROXY_PORTS) -> tuple[TcpSock
 
 def established(netns: int) -> tuple[TcpSocket, ...]:
     """Connections to elsewhere that are open; those within the pod are never captured and not counted."""
+    if _only_listens(netns):
+        return ()
     return tuple(each for each in _sockets(netns, ESTABLISHED, CLOSE_WAIT) if not _stays_inside(each))
 
 
@@ -112,6 +115,29 @@ def _holds(pid: int, inode: int) -> bool:
                 if os.readlink(f"/proc/{pid}/fd/{fd}") == target:
                     return True
     return False
+
+
+def _only_listens(netns: int) -> bool:
+    """Whether the namespace has no TCP sockets but listeners, as far as can be told quickly.
+
+    The kernel lists connections by walking its table of all namespaces, once a family: a millisecond and
+    more. It counts them for each namespace, and lists listeners from a table of their own.
+    """
+    with in_netns(netns):
+        counted = _in_use("sockstat", "TCP:")
+        # Without IPv6 there is no such file.
+        of_ipv6 = _in_use("sockstat6", "TCP6:") or 0
+    return counted is not None and counted + of_ipv6 == len(_sockets(netns, LISTEN))
+
+
+def _in_use(name: str, row: str) -> int | None:
+    """The TCP sockets of a family in this thread's namespace, TIME-WAIT left out; None if nobody counts."""
+    with suppress(OSError):
+        for line in Path("/proc/thread-self/net", name).read_text().splitlines():
+            match line.split():
+                case [first, "inuse", count, *_] if first == row:
+                    return int(count)
+    return None
 
 
 def _sockets(netns: int, *states: int) -> list[TcpSocket]:

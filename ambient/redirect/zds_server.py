@@ -76,6 +76,10 @@ class ZdsServer:
         """The processes of the ztunnels."""
         return frozenset(link.pid for link in self._links)
 
+    def held(self, uid: str) -> frozenset[int]:
+        """Inodes of the listeners of *uid* that are held here, and so are our own."""
+        return self._store.inodes(uid)
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen until cancelled.
 

@@ -22,9 +22,10 @@ from ambient.wire.netlink import (
 )
 
 _SUBSYSTEM = 1 << 8
-CT_GET, CT_DELETE = _SUBSYSTEM | 1, _SUBSYSTEM | 2
+CT_GET, CT_DELETE, CT_GET_STATS = _SUBSYSTEM | 1, _SUBSYSTEM | 2, _SUBSYSTEM | 5
 CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_MARK, CTA_ID, CTA_ZONE = 1, 2, 8, 12, 18
 CTA_TUPLE_PROTO, CTA_PROTO_SRC_PORT = 2, 2
+CTA_STATS_GLOBAL_ENTRIES = 1
 
 # struct nfgenmsg: family, version, resource.
 _HEADER = struct.Struct("!BBH")
@@ -48,6 +49,17 @@ class Tracked:
 def dump() -> Request:
     """Ask for every connection of both families."""
     return Request(CT_GET, _HEADER.pack(AF_UNSPEC, 0, 0), "list tracked connections", NLM_F_DUMP)
+
+
+def ask_count() -> Request:
+    """Ask how many there are; one answer."""
+    return Request(CT_GET_STATS, _HEADER.pack(AF_UNSPEC, 0, 0), "count tracked connections")
+
+
+def decode_count(message: Message) -> int:
+    """Read the answer to ``ask_count``."""
+    found = attributes(message.body[_HEADER.size :])
+    return int.from_bytes(found.get(CTA_STATS_GLOBAL_ENTRIES, b""), "big")
 
 
 def forget(tracked: Tracked) -> Request:

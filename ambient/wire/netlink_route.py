@@ -40,6 +40,7 @@ RTM_NEWNEIGH = 28
 RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
 
 IFF_UP = 1
+IFLA_ADDRESS = 1
 IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_LINKINFO, IFLA_NET_NS_PID = 3, 4, 5, 18, 19
 IFLA_STATS64, IFLA_AF_SPEC, IFLA_NET_NS_FD = 23, 26, 28
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
@@ -79,6 +80,7 @@ class Link:
 
     Attributes:
         peer_index: Of a veth: the index of its other end, in that end's namespace; else 0.
+        mac: Its hardware address, b"" if it has none.
     """
 
     index: int
@@ -93,6 +95,7 @@ class Link:
     sent_packets: int
     received_dropped: int
     sent_dropped: int
+    mac: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +268,7 @@ def decode_link(message: Message) -> Link:
         sent_bytes=counts[3],
         received_dropped=counts[6],
         sent_dropped=counts[7],
+        mac=found.get(IFLA_ADDRESS, b""),
     )
 
 

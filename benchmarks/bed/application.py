@@ -12,8 +12,8 @@ import select
 import socket
 import sys
 
+from ambient.engine.headroom import raise_file_limit
 from ambient.engine.netns import listen_in
-from ztunnel.daemon import raise_file_limit
 
 READ_BYTES = 1024 * 1024
 

@@ -18,8 +18,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from ambient.engine.headroom import raise_file_limit
 from benchmarks.bed.procfs import cpu_seconds
-from ztunnel.daemon import raise_file_limit
 
 PING = b"p" * 64
 ONCE = b"o" * 64

@@ -18,10 +18,11 @@ from collections.abc import Container
 from ambient.engine import collector, host
 from ambient.engine.dial import dial_socket
 from ambient.engine.follow import control_socket
+from ambient.engine.headroom import raise_file_limit
 from ambient.engine.netns import listen_in, original_destination
 from ambient.engine.reactor import Reactor
 from ztunnel import __main__ as ztunnel_main
-from ztunnel.daemon import Daemon, raise_file_limit
+from ztunnel.daemon import Daemon
 from ztunnel.network import Address, Cancellable, OnDialled
 from ztunnel.settings import Settings, read_settings
 

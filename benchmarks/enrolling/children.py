@@ -62,10 +62,18 @@ class Child:
         """
         await self.say(line)
         with trio.fail_after(ANSWER_SECONDS):
-            while b"\n" not in self._buffer:
-                data = await self._output.receive_some(65536)
-                if not data:
-                    raise EOFError(f"the process that was asked {line!r} has ended")
-                self._buffer += data
+            return json.loads(await self.read_line())
+
+    async def read_line(self) -> bytes:
+        """Return the next line that it says, whenever that is.
+
+        Raises:
+            EOFError: the process has ended.
+        """
+        while b"\n" not in self._buffer:
+            data = await self._output.receive_some(65536)
+            if not data:
+                raise EOFError("the process that was asked has ended")
+            self._buffer += data
         answer, _, self._buffer = self._buffer.partition(b"\n")
-        return json.loads(answer)
+        return answer

@@ -6,6 +6,7 @@ pod here is a wired network namespace and nothing else, so that a thousand fit o
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -132,10 +133,20 @@ class Fabric:
                 await control.call("attach", fds=[end.fileno()], role=role, node=plan.name, pod="")
 
     async def _follow(self, control: AdminClient) -> None:
-        async with control.stream("watch_pods") as events:
-            async for event in events:
-                if event["type"] == "add":
-                    await self._add(control, event["pod"])
+        # Calls whose answers wait behind a thousand unread events would never end: read first.
+        send, receive = trio.open_memory_channel[Mapping[str, Any]](math.inf)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._add_all, control, receive)
+            async with control.stream("watch_pods") as events:
+                async for event in events:
+                    if event["type"] == "add":
+                        send.send_nowait(event["pod"])
+
+    async def _add_all(
+        self, control: AdminClient, orders: trio.MemoryReceiveChannel[Mapping[str, Any]]
+    ) -> None:
+        async for order in orders:
+            await self._add(control, order)
 
     async def _add(self, control: AdminClient, order: Mapping[str, Any]) -> None:
         node = self.nodes[order["node"]]

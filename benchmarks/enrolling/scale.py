@@ -1,7 +1,9 @@
 """How fast many pods are enrolled: one row of the result.
 
-Three questions: what the rules alone cost, how long one pod waits, and how many a command with a whole
-namespace takes a second. The second and the third go through control, agents and ztunnels as always.
+Four questions: what the rules alone cost (``rules_ms``), how long one pod waits when there is nothing else to
+do (``alone_ms``) and while fifty a second come (``enroll_ms``), and how many a command with a whole namespace
+takes a second, and what its pods wait then (``burst_ms``: from the command until control has heard that the
+pod is captured; the last one waits for all). All but the first go through control, agents and ztunnels.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from ambient.redirect.plan import Capture
 from benchmarks.enrolling.children import Child
 from benchmarks.enrolling.fabric import Fabric, Pod, Wire, fabric
 from benchmarks.enrolling.leaks import holdings, leaked
+from benchmarks.enrolling.paced import PODS_PER_SECOND, paced
 from benchmarks.enrolling.probe import is_captured
 from benchmarks.enrolling.statistics import quantiles
 from benchmarks.enrolling.wires import BRIDGED
@@ -31,8 +34,8 @@ NAMESPACE = "many"
 AGENT = ("-m", "benchmarks.enrolling.agent", "ambient", "drain")
 # As a Deployment would have; each has a service account, so a certificate, of its own.
 REPLICAS = 25
-# Pods that are enrolled one at a time, to see how long one waits.
-SINGLY = 100
+# Pods that get rules alone, and pods that are enrolled one at a time.
+RULES_ALONE, SINGLY = 100, 20
 # For everything of one command; the target for a thousand is 20.
 PATIENCE_SECONDS = 180.0
 # The observer of each node needs an address, too.
@@ -48,12 +51,15 @@ async def run_scale(run_dir: Path, *, pods: int, cni: str, wire: Wire) -> dict[s
         _say(f"{pods} pods on {nodes} nodes, made in {time.monotonic() - started:.1f} s")
         many = [pod for pod in mesh.pods.values() if pod.namespace == NAMESPACE]
         row: dict[str, Any] = {"rules": "ambient", "cni": cni, "pods": len(many), "nodes": nodes}
-        row["rules_ms"] = quantiles([_rules_alone(pod) for pod in many[:SINGLY]])
+        row["rules_ms"] = quantiles([_rules_alone(pod) for pod in many[:RULES_ALONE]])
         await _enroll(mesh, "none")  # Nothing to do, but every daemon has answered once.
-        row["enroll_ms"] = quantiles(await _singly(mesh, many[:SINGLY]))
         before = holdings(_pids(mesh), [pod.netns for pod in many])
+        row["alone_ms"] = quantiles(await _singly(mesh, many[:SINGLY]))
+        row |= {"enroll_ms": quantiles(await _paced(mesh, many)), "paced_per_second": PODS_PER_SECOND}
+        # What was released is let go of in its own time, and that is no part of what comes next.
+        await _left(mesh, many, before)
         row |= await _together(mesh, many)
-        row["release_seconds"] = round(await _enroll(mesh, "none"), 2)
+        row["release_seconds"] = round((await _enroll(mesh, "none"))[0], 2)
         row["leaked"] = sum((await _left(mesh, many, before)).values())
         return row
 
@@ -65,6 +71,16 @@ def _rules_alone(pod: Pod) -> float:
     spent = time.monotonic() - started
     backend.remove(pod.netns)
     return spent * 1000
+
+
+async def _paced(mesh: Fabric, pods: Sequence[Pod]) -> list[float]:
+    """Milliseconds for each pod while so many a second come."""
+    before = mesh.cpu_seconds()
+    waited = await paced(mesh, pods)
+    _say(f"{len(pods)} pods enrolled at {PODS_PER_SECOND} a second; CPU {_since(mesh, before)}")
+    targets = [_target(pod) for pod in pods]
+    await mesh.desk.call("enroll", targets=targets, mode="none", timeout=PATIENCE_SECONDS)
+    return waited
 
 
 async def _singly(mesh: Fabric, pods: Sequence[Pod]) -> list[float]:
@@ -79,8 +95,8 @@ async def _singly(mesh: Fabric, pods: Sequence[Pod]) -> list[float]:
         for pod in pods:
             waited.append(await _one(mesh, pod, probes[pod.node]))
         _say(f"{len(pods)} pods enrolled one after the other")
-        for pod in pods:
-            await mesh.call("enroll", targets=[_target(pod)], mode="none", timeout=PATIENCE_SECONDS)
+        targets = [_target(pod) for pod in pods]
+        await mesh.call("enroll", targets=targets, mode="none", timeout=PATIENCE_SECONDS)
     return waited
 
 
@@ -95,25 +111,31 @@ async def _one(mesh: Fabric, pod: Pod, probe: Child) -> float:
 
 async def _together(mesh: Fabric, pods: Sequence[Pod]) -> dict[str, Any]:
     before = mesh.cpu_seconds()
-    spent = await _enroll(mesh, "ambient")
-    used = {role: round(now - before[role], 2) for role, now in mesh.cpu_seconds().items()}
+    spent, outcome = await _enroll(mesh, "ambient")
+    used = _since(mesh, before)
     _say(f"{len(pods)} pods enrolled by one command in {spent:.1f} s; CPU {used}")
     captured = sum(is_captured(mesh.pod(f"observer-{pod.node}").netns, pod.addresses[0]) for pod in pods)
     return {
         "captured": captured,
+        "burst_ms": quantiles([each["duration_ms"] for each in outcome["pods"]]),
         "batch_cpu_seconds": used,
         "batch_seconds": round(spent, 2),
         "pods_per_second": round(len(pods) / spent, 1),
     }
 
 
-async def _enroll(mesh: Fabric, mode: str) -> float:
-    """Seconds for the whole namespace."""
+async def _enroll(mesh: Fabric, mode: str) -> tuple[float, Any]:
+    """Seconds for the whole namespace, and what the command answered."""
     started = time.monotonic()
     targets = [{"kind": "namespace", "name": NAMESPACE}]
     with trio.fail_after(PATIENCE_SECONDS):
-        await mesh.desk.call("enroll", targets=targets, mode=mode, timeout=PATIENCE_SECONDS)
-    return time.monotonic() - started
+        outcome = await mesh.desk.call("enroll", targets=targets, mode=mode, timeout=PATIENCE_SECONDS)
+    return time.monotonic() - started, outcome
+
+
+def _since(mesh: Fabric, before: dict[str, float]) -> dict[str, float]:
+    """CPU seconds by role."""
+    return {role: round(now - before[role], 2) for role, now in mesh.cpu_seconds().items()}
 
 
 async def _left(mesh: Fabric, pods: Sequence[Pod], before: Any) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ class FakeOwner:
     bell: Bell
     now: Registry = field(default_factory=Registry)
     heard: list[Mapping[str, Any]] = field(default_factory=list)
+    wake: Callable[[], None] = lambda: None
 
     def registry(self) -> Registry:
         return self.now
@@ -50,7 +51,7 @@ class FakeOwner:
     def publish(self, version: int) -> None:
         one = Workload(uid=f"u{version}", name="n", namespace="s")
         self.now = Registry(version=version, workloads={one.uid: one})
-        self.bell.ring()
+        self.wake()
 
 
 class Conversation:
@@ -64,6 +65,7 @@ class Conversation:
         self.link = Link(Peer("ztunnel", "node-1"), theirs, self.owner, self.bell, 0.05)
         self.distribution = Distribution(self.owner, self.bell)
         self.distribution._links.append(self.link)
+        self.owner.wake = self.distribution.wake
 
     async def hear(self) -> list[object]:
         await trio.testing.wait_all_tasks_blocked()
@@ -91,6 +93,38 @@ async def test_one_update_may_carry_many_versions() -> None:
 
     assert before == [False, False, False]
     assert after == [True, True, True, False]
+
+
+async def test_a_daemon_that_has_much_to_ack_is_told_the_rest_at_once() -> None:
+    """And not before: who is slow has enough to do."""
+    talk = Conversation()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(talk.link.run)
+        talk.owner.publish(1)
+        await talk.say(talk.end.hello())
+        (first,) = await talk.hear()
+        talk.owner.publish(2)
+        (second,) = await talk.hear()
+        for version in (3, 4):
+            talk.owner.publish(version)
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.move_on_after(0.05) as nothing:
+            await talk.stream.receive_some()
+        assert nothing.cancelled_caught
+        assert isinstance(first, Updated)
+        assert isinstance(second, Updated)
+        await talk.say(talk.end.ack(first.nonce))
+        (last,) = await talk.hear()
+        assert isinstance(last, Updated)
+        for update in (second, last):
+            assert not talk.link.has_applied(4)
+            await talk.say(talk.end.ack(update.nonce))
+        applied = talk.link.has_applied(4)
+        nursery.cancel_scope.cancel()
+
+    assert [each.uid for each in last.change.workloads] == ["u4"]
+    assert last.change.removed_workloads == ("u2",)
+    assert applied
 
 
 async def test_a_slow_daemon_is_told_the_difference_to_now() -> None:

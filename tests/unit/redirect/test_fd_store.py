@@ -67,3 +67,14 @@ def test_what_is_no_listener_and_no_sealed_file_is_closed(store: FdStore) -> Non
 
     assert store.listeners("web") == {}
     assert store.key(WEB) is None
+
+
+def test_a_listener_is_known_by_its_inode(store: FdStore) -> None:
+    """As /proc names it: the duplicate that is held, and the one that ztunnel has, are one."""
+    fd = listening()
+    name = os.readlink(f"/proc/self/fd/{fd}")
+
+    store.keep_listeners("web", [(15001, fd)])
+
+    assert {f"socket:[{inode}]" for inode in store.inodes("web")} == {name}
+    assert store.inodes("nobody") == frozenset()

@@ -1,0 +1,49 @@
+"""A namespace's TCP sockets, as the agent asks for them."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import ExitStack
+
+import pytest
+
+from ambient.engine.netlink import NetlinkSocket
+from ambient.engine.netns import listen_in, socket_in
+from ambient.redirect import sockets
+from tests.lab import DEADLINE, in_namespaces, make_netns
+
+
+def connected(stack: ExitStack, netns: int, host: str, client: str) -> socket.socket:
+    """A connection from *client* to *host*, both of the namespace's own; the client's end."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = stack.enter_context(listen_in(netns, 0, host=host, v6only=":" in host))
+    sock = stack.enter_context(socket_in(netns, family))
+    sock.settimeout(DEADLINE)
+    listener.settimeout(DEADLINE)
+    sock.bind((client, 0))
+    sock.connect(listener.getsockname()[:2])
+    stack.enter_context(listener.accept()[0])
+    return sock
+
+
+@pytest.mark.parametrize(
+    ("host", "client"), [("10.9.0.1", "10.9.0.2"), ("fd09::1", "fd09::2")], ids=["IPv4", "IPv6"]
+)
+@in_namespaces
+def test_what_is_open_is_told_from_what_listens(host: str, client: str) -> None:
+    """Both ends of a connection are the pod's here, and both are seen; a pod that only listens has none."""
+    netns = make_netns({})
+    with NetlinkSocket(netns) as nl:
+        for address in (host, client):
+            nl.add_address("lo", f"{address}/{128 if ':' in address else 32}")
+    with ExitStack() as stack:
+        assert sockets.established(netns) == ()
+        stack.enter_context(listen_in(netns, 0))
+        assert sockets.established(netns) == ()
+
+        client_end = connected(stack, netns, host, client)
+
+        found = sockets.established(netns)
+        assert {(each.local, each.remote) for each in found} == {(host, client), (client, host)}
+        assert client_end.getsockname()[1] in {each.local_port for each in found}
+    assert sockets.established(netns) == ()
