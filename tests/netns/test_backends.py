@@ -12,6 +12,8 @@ from ambient.redirect import backend, backends, listing
 from ambient.redirect.backend import Standing
 from ambient.redirect.backends import Backend, IptablesLegacy, NftText, Nowhere
 from ambient.redirect.plan import INBOUND_PORT, OUTBOUND_PORT, Capture, capture_plan, closed_plan, drain_plan
+from ambient.redirect.survey import survey
+from ambient.wire.xds import NodePod
 from tests.lab import DEADLINE, POD_SYSCTLS, Lab, in_namespaces, make_netns
 
 CAPTURE = Capture()
@@ -133,6 +135,29 @@ def test_it_captures_both_ways_and_both_families(rules: Backend) -> None:
             older.sendall(b"older")
             answering.settimeout(DEADLINE)
             assert answering.recv(5) == b"older"
+
+
+@with_kernel
+@in_namespaces
+def test_a_survey_is_told_in_the_words_of_whoever_put_the_rules_in(rules: Backend) -> None:
+    """A pod captured by iptables is captured; asked by netlink it would have no rules at all."""
+    lab = Lab()
+    host = lab.pod("web")
+    pod = NodePod(
+        uid="web",
+        namespace="shop",
+        name="web",
+        service_account="web",
+        addresses=(host.ip,),
+        netns=host.netns_path,
+    )
+
+    assert survey(pod, frozenset(), rules)["standing"] == "none"
+    rules.install(host.netns, CAPTURE)
+    found = survey(pod, frozenset(), rules)
+
+    assert (found["standing"], found["blocker"]) == ("captured", "")
+    assert found["rules"].splitlines() == rules.present(host.netns, KNOWN)
 
 
 @pytest.mark.iptables
