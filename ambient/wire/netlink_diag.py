@@ -17,7 +17,7 @@ from ambient.wire.netlink import AF_INET, NLM_F_ACK, NLM_F_DUMP, Message, Reques
 SOCK_DIAG_BY_FAMILY, SOCK_DESTROY = 20, 21
 IPPROTO_TCP, IPPROTO_UDP = 6, 17
 # States of TCP (net/tcp_states.h).
-ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2, CLOSE_WAIT, LISTEN = 1, 4, 5, 8, 10
+ESTABLISHED, SYN_RECV, FIN_WAIT_1, FIN_WAIT_2, CLOSE_WAIT, LISTEN = 1, 3, 4, 5, 8, 10
 # Those in which bytes may still come or go.
 CARRYING = frozenset({ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2, CLOSE_WAIT})
 _ANY = 0xFFFFFFFF
