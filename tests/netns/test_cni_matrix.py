@@ -391,33 +391,48 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     clean.clean(str(tmp_path / "run"))
 
 
-@pytest.mark.cni
 @pytest.mark.nft
-def test_a_pod_starts_captured_or_not_at_all(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ambient-cni fails where the capture fails: here the agent has no nft, and was told to use it."""
+@pytest.mark.parametrize(
+    ("cni", "who"),
+    [
+        pytest.param("bridge", "ambient-cni ADD: pod test/web: it cannot be captured", marks=plugin),
+        ("builtin", "it cannot be captured"),
+    ],
+    ids=["bridge", "builtin"],
+)
+def test_a_pod_starts_captured_or_not_at_all(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, cni: str, who: str
+) -> None:
+    """Its start fails where the capture fails: here the agent has no nft, and was told to use it."""
     monkeypatch.setenv("AMBIENT_REDIRECT", "nft")
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
-    mesh = Mesh(run_dir, cni="bridge")
+    mesh = Mesh(run_dir, cni=cni)
     labelled(mesh)
 
     def reason() -> str:
         return str(mesh.pods().get("web", {}).get("status", {}).get("reason", ""))
 
-    wait_until(lambda: "ambient-cni ADD: pod test/web: it cannot be captured" in reason(), "the refusal")
+    wait_until(lambda: who in reason(), "the refusal")
 
     assert "there is no program nft" in reason()
     assert mesh.pods()["web"]["status"]["containerStatuses"] == []
 
 
-@pytest.mark.cni
-@pytest.mark.iptables
-@pytest.mark.parametrize("rules", ["netlink", "nft", "iptables"])
+@pytest.mark.parametrize(
+    ("cni", "rules"),
+    [
+        pytest.param("ptp", "netlink", marks=plugin),
+        pytest.param("ptp", "nft", marks=[plugin, pytest.mark.nft]),
+        pytest.param("ptp", "iptables", marks=[plugin, pytest.mark.iptables]),
+        ("builtin", "netlink"),
+    ],
+)
 def test_a_pod_of_a_labelled_namespace_is_captured_before_it_runs(
-    run_dir: Path, monkeypatch: pytest.MonkeyPatch, rules: str
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, cni: str, rules: str
 ) -> None:
     """By whatever puts the rules in; the agent has said so before the runtime went on."""
     monkeypatch.setenv("AMBIENT_REDIRECT", rules)
-    mesh = Mesh(run_dir, cni="ptp")
+    mesh = Mesh(run_dir, cni=cni)
     labelled(mesh)
 
     wait_until(lambda: mesh.pods().get("web", {}).get("status", {}).get("phase") == "Running", "the pod")
