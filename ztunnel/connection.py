@@ -10,7 +10,7 @@ from ambient.engine.relay import Relay, RelayCounts, relay
 from ambient.model.address import format_hostport
 from ambient.model.identity import SpiffeId
 from ambient.model.policy import Connection
-from ambient.model.record import AccessRecord, Direction, Flag, Peer
+from ambient.model.record import AccessRecord, Direction, Flag, Peer, format_ends
 from ambient.model.workload import HBONE_PORT, Workload
 from ztunnel.context import Context
 from ztunnel.failure import describe, is_ordinary_end
@@ -118,12 +118,29 @@ class ProxiedConnection:
         self._finished = True
         if self._series is not None:
             self._add(self._series, requested, responded)
+            if flag is Flag.NONE and not error and self.context.journal.terse:
+                self._ended_well(self._series, requested, responded)
+                return
         if error and self._relay is None:
             self.context.journal.failed(
                 self.direction.reporter, self._flow.traffic if self._flow else None, flag
             )
         self.context.journal.ended(self._record(error, flag, requested, responded), self._series)
         self.context.open.discard(self)
+
+    def _ended_well(self, series: Series, requested: int, responded: int) -> None:
+        """``finish`` of nearly all connections, in a fraction of the time."""
+        flow, context = self._flow, self.context
+        assert flow is not None
+        if not flow.ends:
+            flow.ends = format_ends(self._record("", Flag.NONE, 0, 0))
+        if self.direction is Direction.OUTBOUND:
+            sent, received = requested, responded
+        else:
+            sent, received = responded, requested
+        source, seconds = format_hostport(*self._source), context.reactor.now() - self._started
+        context.journal.ended_well(series, source, flow.ends, sent, received, seconds)
+        context.open.discard(self)
 
     def count(self) -> None:
         """Bring the byte counters up to date: a long connection's bytes should not wait for its end."""

@@ -59,6 +59,7 @@ class Flow:
         pool_key: Outbound through a tunnel: which tunnels may carry them.
         series: Where they are counted, once the first was.
         source, destination: The record's ends, where they are the same for all connections.
+        ends: What the record's line says of both, once one ended well; "" until then.
     """
 
     traffic: Traffic
@@ -68,6 +69,7 @@ class Flow:
     series: Series | None = None
     source: Peer | None = None
     destination: Peer | None = None
+    ends: str = ""
 
 
 @dataclass(slots=True, eq=False)

@@ -13,7 +13,14 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from ambient.engine.reactor import Reactor
-from ambient.model.record import AccessRecord, Flag, format_json, format_text
+from ambient.model.record import (
+    AccessRecord,
+    Flag,
+    format_json,
+    format_text,
+    format_time,
+    format_well_ended,
+)
 from ztunnel.levels import LEVELS, Levels
 from ztunnel.metrics import Series, TcpMetrics, Traffic, closed
 
@@ -45,6 +52,7 @@ class Journal:
         self._write = write or write_log
         self._format = format_json if json else format_text
         self._lines: list[str] = []
+        self._time = ""  # Of the first of them that ended well.
 
     def now(self) -> datetime:
         """The time of day for a record."""
@@ -74,8 +82,29 @@ class Journal:
             self._reactor.call_soon(self.flush)
         self._lines.append(self._format(record))
 
+    @property
+    def terse(self) -> bool:
+        """Whether ``ended_well`` will do for connections that ended well."""
+        return not self.json and self.levels.access <= logging.INFO
+
+    def ended_well(
+        self, series: Series, source: str, ends: str, sent: int, received: int, seconds: float
+    ) -> None:
+        """``ended`` where nothing but these is new; see ``format_well_ended``.
+
+        Connections that end in one batch are said to have ended at the same moment.
+        """
+        series.closed_well += 1
+        lines = self._lines
+        if not lines:
+            self._reactor.call_soon(self.flush)
+        if not self._time:
+            self._time = format_time(self.now())
+        lines.append(format_well_ended(self._time, source, ends, sent, received, seconds))
+
     def flush(self) -> None:
         """Write what was gathered; the daemon calls it once more at its end."""
+        self._time = ""
         if self._lines:
             lines, self._lines = self._lines, []
             self._write("\n".join(lines) + "\n")

@@ -40,6 +40,20 @@ class Phase(Enum):
     FAILED = "failed"
 
 
+# Phase and whether it is wanted: where ``step`` moves nothing, whatever else is true. Nearly every pod nearly
+# always.
+UNMOVED = frozenset(
+    {
+        (Phase.OUT, False),
+        (Phase.ENTERING, True),
+        (Phase.IN, True),
+        (Phase.LOST, True),
+        (Phase.RELEASING, False),
+        (Phase.FAILED, True),
+    }
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capture:
     """One pod's place in the picture.

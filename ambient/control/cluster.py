@@ -19,7 +19,7 @@ import trio
 
 from ambient.control.address_book import AddressBook
 from ambient.control.bell import Bell
-from ambient.control.capture_plan import Capture, Phase, published, reported, step
+from ambient.control.capture_plan import UNMOVED, Capture, Phase, published, reported, step
 from ambient.control.distribution import Distribution, Peer
 from ambient.control.issuer import Issuer
 from ambient.control.pods import Guest, Pod, Role, Status
@@ -77,10 +77,14 @@ class Cluster:
         self._registry = Registry()
         self._builder = RegistryBuilder(self.book.of_service)
         self._node_pods: dict[str, tuple[NodePod, ...]] = {}
+        # By uid: what was made of a pod last, and of what. A thousand pods are looked at for every word of
+        # an agent, and of most of them nothing has changed.
+        self._named: dict[str, tuple[tuple[object, ...], NodePod]] = {}
+        self._desired: dict[str, tuple[Mapping[str, str], Mapping[str, str], Mode]] = {}
         self._due: trio.Event | None = None
         self._news: list[Callable[[], None]] = []
         self._dirty = True
-        self._wanted: tuple[Wanted, ...] = ()
+        self._wanted: dict[Key, Wanted] = {}
         self._planned: Store | None = None
 
     # What is asked ------------------------------------------------------------------------------
@@ -96,8 +100,13 @@ class Cluster:
     def desired(self, pod: Pod) -> Mode:
         """The mode that the labels ask for."""
         above = self.store.labels_of_namespace(pod.namespace)
+        known = self._desired.get(pod.uid)
+        if known is not None and known[0] is above and known[1] is pod.labels:
+            return known[2]
         waypoint = pod.role is Role.WAYPOINT
-        return desired_mode(above, pod.labels, host_network=pod.spec.host_network, is_waypoint=waypoint)
+        mode = desired_mode(above, pod.labels, host_network=pod.spec.host_network, is_waypoint=waypoint)
+        self._desired[pod.uid] = (above, pod.labels, mode)
+        return mode
 
     def waypoints(self) -> dict[tuple[str, str], Waypoint]:
         """Every waypoint, by namespace and name."""
@@ -186,7 +195,7 @@ class Cluster:
             raise ConfigError(f"namespace {wanted.namespace!r} does not exist; see: ambient get namespaces")
         if guest.node not in self.nodes:
             raise ConfigError(f"no node {guest.node!r}: the nodes are {', '.join(self.nodes)}")
-        if self.pod(*key) is not None or any((each.namespace, each.name) == key for each in self._wanted):
+        if self.pod(*key) is not None or key in self._wanted:
             raise ConfigError(f"there is a pod {wanted.namespace}/{wanted.name} already; give another --name")
         for pod in self._pods.values():
             if taken := set(pod.addresses) & set(guest.addresses):
@@ -255,11 +264,18 @@ class Cluster:
         """The pods whose capture is the agent's business: those with a proxy of their own are not."""
         if not self._node_pods:  # Asked by every link at every ring, and true until something moves.
             made: dict[str, list[NodePod]] = {name: [] for name in self.nodes}
-            for pod in self.pods():
+            for pod in self._pods.values():
                 if pod.status.netns and _agents(pod):
-                    made[pod.node].append(_node_pod(pod))
+                    made[pod.node].append(self._node_pod(pod))
             self._node_pods = {name: tuple(pods) for name, pods in made.items()}
         return self._node_pods.get(node, ())
+
+    def _node_pod(self, pod: Pod) -> NodePod:
+        facts = (pod.status.netns, pod.capture.captured, pod.existing)
+        known = self._named.get(pod.uid)
+        if known is None or known[0] != facts:
+            known = self._named[pod.uid] = (facts, _node_pod(pod))
+        return known[1]
 
     def certify(self, peer: Peer, identity: SpiffeId, csr: bytes) -> Issued:
         """Sign, or say why not."""
@@ -317,9 +333,10 @@ class Cluster:
         if not self.nodes:
             return False
         if self._planned is not self.store:
-            self._planned, self._wanted = self.store, wanted_pods(self.store)
+            found = {(each.namespace, each.name): each for each in wanted_pods(self.store)}
+            self._planned, self._wanted = self.store, found
         self._forget_dismissed()
-        wanted = self._guests | {(each.namespace, each.name): each for each in self._wanted}
+        wanted = self._guests | self._wanted if self._guests else self._wanted
         moved = [self._remove_ended(pod, wanted) for pod in list(self._pods.values()) if pod.ending]
         moved += [self._end(pod) for pod in self._outdated(wanted)]
         moved += [self._add(each) for key, each in wanted.items() if key not in self._by_key]
@@ -335,14 +352,15 @@ class Cluster:
 
     def _outdated(self, wanted: Mapping[Key, Wanted]) -> Iterator[Pod]:
         """Pods that nobody wants, or wants otherwise; never so many that an owner has too few ready ones."""
+        asked = ((pod, wanted.get(pod.key)) for pod in self._pods.values() if not pod.ending)
+        outdated = [(pod, now) for pod, now in asked if now is None or _is_otherwise(pod, now)]
+        if not outdated:
+            return
         spare = self._spare(wanted)
-        for pod in list(self._pods.values()):
-            if pod.ending:
-                continue
+        for pod, now in outdated:
             owner = (pod.namespace, pod.owner)
-            if (now := wanted.get(pod.key)) is not None:
-                if now.spec != pod.spec:
-                    yield pod
+            if now is not None:
+                yield pod
             elif not pod.ready or spare[owner] > 0:
                 spare[owner] -= pod.ready
                 yield pod
@@ -361,6 +379,8 @@ class Cluster:
         if not pod.leaving_version or not self.distribution.all_applied(pod.leaving_version):
             return False
         del self._pods[pod.uid], self._by_key[pod.key]
+        self._named.pop(pod.uid, None)
+        self._desired.pop(pod.uid, None)
         self._dirty = True
         self._tell("remove", pod)
         if pod.key in wanted:
@@ -435,6 +455,8 @@ class Cluster:
             if pod.ending:
                 continue  # It is captured until it is gone: its last connections are still carried.
             wanted = pod.mode is Mode.NONE and self.desired(pod) is Mode.AMBIENT
+            if (pod.capture.phase, wanted) in UNMOVED:
+                continue
             applied = self.distribution.all_applied
             after = step(pod.capture, wanted=wanted, runnable=pod.runnable, applied=applied)
             if after != pod.capture:
@@ -449,7 +471,8 @@ class Cluster:
         self._dirty = False
         self._registry = self._builder.build(self._registry, self.store, self._programmed, self.pods())
         for pod in self._pods.values():
-            pod.capture = published(pod.capture, self._registry.version)
+            if pod.capture.phase is Phase.LEAVING:
+                pod.capture = published(pod.capture, self._registry.version)
             if pod.ending and not pod.leaving_version:
                 pod.leaving_version = self._registry.version
         return True
@@ -468,6 +491,16 @@ class Cluster:
     def security(self) -> Security:
         """What the security objects mean."""
         return self._builder.security(self.store)
+
+
+def _is_otherwise(pod: Pod, wanted: Wanted) -> bool:
+    """Whether *pod* is to be made anew."""
+    if pod.spec is wanted.spec:
+        return False
+    if pod.spec != wanted.spec:
+        return True
+    pod.spec = wanted.spec  # The same in other words: seen at a glance the next time.
+    return False
 
 
 def pod_event(pod: Pod) -> dict[str, Any]:

@@ -6,6 +6,7 @@ of one Deployment), then to the emptier node, then by the nodes' order.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -41,11 +42,11 @@ def choose_node(
     if not nodes:
         raise ConfigError("no node has room")
     others = tuple(placed)
+    same = Counter(each.node for each in others if each.owner == owner)
+    load = Counter(each.node for each in others)
     wishes = {name: rank for rank, name in reversed(list(enumerate(preferred)))}
 
     def cost(node: str) -> tuple[int, int, int, int]:
-        same = sum(1 for each in others if each.node == node and each.owner == owner)
-        load = sum(1 for each in others if each.node == node)
-        return wishes.get(node, len(wishes)), same, load, nodes.index(node)
+        return wishes.get(node, len(wishes)), same[node], load[node], nodes.index(node)
 
     return min(nodes, key=cost)

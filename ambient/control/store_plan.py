@@ -38,16 +38,12 @@ class Entry:
     given: Object
     labels: Mapping[str, str | None] = field(default_factory=dict)
     created: float = 0.0
+    # The object as it is: the file's, with the labels written over it. Made once: every pod asks for its
+    # namespace's labels all the time, and may tell by their identity that they are what they were.
+    object: Object = field(init=False, repr=False, compare=False)
 
-    @property
-    def object(self) -> Object:
-        """The object as it is: the file's, with the labels written over it."""
-        if not self.labels:
-            return self.given
-        merged = {**self.given.labels, **self.labels}
-        labels = {name: value for name, value in merged.items() if value is not None}
-        metadata = {**self.given.body.get("metadata", {}), "labels": labels}
-        return replace(self.given, labels=labels, body={**self.given.body, "metadata": metadata})
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "object", _labelled(self.given, self.labels))
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +147,15 @@ class Store:
 def key_of(obj: Object) -> Key:
     """The key under which *obj* is stored."""
     return obj.kind, obj.namespace, obj.name
+
+
+def _labelled(given: Object, written: Mapping[str, str | None]) -> Object:
+    if not written:
+        return given
+    merged = {**given.labels, **written}
+    labels = {name: value for name, value in merged.items() if value is not None}
+    metadata = {**given.body.get("metadata", {}), "labels": labels}
+    return replace(given, labels=labels, body={**given.body, "metadata": metadata})
 
 
 def plain(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -141,7 +141,11 @@ class NullReceiver:
 
 
 class SocketChannel:
-    """A ``Channel`` over a connected, non-blocking stream socket, which becomes ours to close."""
+    """A ``Channel`` over a connected, non-blocking stream socket, which becomes ours to close.
+
+    Attributes:
+        full: Not ``writable``, for those who ask for every message.
+    """
 
     __slots__ = (
         "_closing",
@@ -150,7 +154,6 @@ class SocketChannel:
         "_eof_out",
         "_eof_wanted",
         "_fd",
-        "_full",
         "_linger",
         "_local",
         "_mask",
@@ -167,6 +170,7 @@ class SocketChannel:
         "_sock",
         "bytes_in",
         "bytes_out",
+        "full",
     )
 
     _high = WRITE_HIGH_BYTES
@@ -182,7 +186,7 @@ class SocketChannel:
         self._registered = False
         self._parked = False  # Hung up while paused: out of epoll, or it would spin.
         self._paused = False
-        self._full = False
+        self.full = False
         self._dirty = False
         self._eof_in = False
         self._eof_wanted = False
@@ -222,7 +226,7 @@ class SocketChannel:
     @property
     def writable(self) -> bool:
         """False while more than ``WRITE_HIGH_BYTES`` wait for the kernel."""
-        return not self._full
+        return not self.full
 
     def start(self, receiver: Receiver) -> None:
         """Deliver to *receiver* from now on."""
@@ -265,7 +269,7 @@ class SocketChannel:
         if self._out or sock is None or self._eof_wanted:
             for part in parts:
                 self.write(part)
-            self._full = self._full or bool(self._out)
+            self.full = self.full or bool(self._out)
             return
         self.bytes_out += total
         try:
@@ -280,7 +284,26 @@ class SocketChannel:
                 if sent < len(part):
                     self._queue(bytes(part[sent:]), len(part) - sent)
                 sent = max(0, sent - len(part))
-            self._full = True  # Whoever fills a queue gives no credit until it is taken.
+            self.full = True  # Whoever fills a queue gives no credit until it is taken.
+            self._update()
+
+    def write_part(self, part: memoryview, size: int) -> None:
+        """``write_parts`` of one slice."""
+        sock = self._sock
+        if self._out or sock is None or self._eof_wanted:
+            self.write_parts([part], size)
+            return
+        self.bytes_out += size
+        try:
+            sent = sock.send(part)
+        except BlockingIOError:
+            sent = 0
+        except OSError as exc:
+            self._finish(exc)
+            return
+        if sent < size:
+            self._queue(bytes(part[sent:]), size - sent)
+            self.full = True
             self._update()
 
     def write_eof(self) -> None:
@@ -436,8 +459,8 @@ class SocketChannel:
             self._shut()
             if self._finish_if_done():
                 return
-        if self._full and backlog <= self._high // 4:
-            self._full = False
+        if self.full and backlog <= self._high // 4:
+            self.full = False
             if self._receiver is not None and not self._closing:
                 self._receiver.write_ready()
 
@@ -460,7 +483,7 @@ class SocketChannel:
         self._out.append(data)
         self._out_bytes += size
         if self._out_bytes > self._high:
-            self._full = True
+            self.full = True
 
     def _backlog(self) -> int:
         """Bytes written here that the kernel has not taken."""

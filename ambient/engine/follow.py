@@ -47,6 +47,9 @@ class Follow:
             nursery.start_soon(follow.run)
             await follow.synchronised()
 
+    Args:
+        slice_bytes: What is decoded at a time; more where no traffic waits.
+
     Attributes:
         mesh: Changed in place, between two callbacks of the reactor.
         on_update: Called after each applied update; an ``AmbientError`` becomes the ack's error.
@@ -54,7 +57,10 @@ class Follow:
         on_frame: kind -> callback for frames of the daemons' own.
     """
 
-    def __init__(self, sock: socket.socket, mesh: Mesh | None = None) -> None:
+    def __init__(
+        self, sock: socket.socket, mesh: Mesh | None = None, *, slice_bytes: int = SLICE_BYTES
+    ) -> None:
+        self._slice_bytes = slice_bytes
         self.mesh = mesh if mesh is not None else Mesh()
         self.on_update: OnUpdate | None = None
         self.on_pods: OnPods | None = None
@@ -138,7 +144,7 @@ class Follow:
     async def _read(self) -> None:
         while True:
             try:
-                size = SLICE_BYTES if self._synchronised.is_set() else READ_BYTES
+                size = self._slice_bytes if self._synchronised.is_set() else READ_BYTES
                 data = await self._sock.recv(size)
             except OSError as exc:
                 raise Unavailable(f"control is gone: {exc.strerror or exc}") from exc
@@ -147,7 +153,7 @@ class Follow:
             if not data:
                 raise Unavailable("control closed the connection")
             # A large update comes in many reads: let the daemon's other tasks, and traffic, run between them.
-            if len(data) == SLICE_BYTES:
+            if len(data) == self._slice_bytes:
                 await trio.sleep(SLICE_PAUSE)
             else:
                 await trio.lowlevel.checkpoint()

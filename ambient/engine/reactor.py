@@ -116,6 +116,7 @@ class Reactor:
         frame_buffer: The same for what is framed in place, with room for a frame header in front;
             ``frame_payload`` is it without that room, ``frame_slots`` are its TLS records, each less the
             room for its own frame header.
+        alone: The running batch has one event: nobody else's writes could join those of its callback.
         limits: What is configured for the process's tunnels; set before the first of them.
         revocations: Whose certificates count no more; None: nobody keeps a list.
         windows: What all tunnels of the process may be made to hold beyond their first windows.
@@ -142,6 +143,7 @@ class Reactor:
             self.frame_buffer[start + SLOT_HEADROOM : start + SLOT_BYTES]
             for start in range(0, READ_BYTES, SLOT_BYTES)
         ]
+        self.alone = False
         self.limits = Limits()
         self.revocations: Revocations | None = None
         self.windows = WindowBudget()
@@ -219,7 +221,9 @@ class Reactor:
     def run_once(self, timeout: float | None = None) -> None:
         """Wait for events (at most *timeout* seconds, None: until something is due) and serve them."""
         callbacks = self._callbacks
-        for fd, events in self._epoll.poll(self._patience(timeout), BATCH_EVENTS):
+        ready = self._epoll.poll(self._patience(timeout), BATCH_EVENTS)
+        self.alone = len(ready) == 1
+        for fd, events in ready:
             entry = callbacks.get(fd)
             if entry is None:
                 continue

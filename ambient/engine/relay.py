@@ -9,15 +9,14 @@ socket by one ``sendmsg`` (``SocketChannel.set_pump``, ``TunnelStream.set_sink``
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ambient.engine.channel import Channel, SocketChannel
 from ambient.engine.reactor import Reactor
 from ambient.engine.tunnel import TunnelStream
 
 
-@dataclass(frozen=True, slots=True)
-class RelayCounts:
+class RelayCounts(NamedTuple):
     """How a relay ended.
 
     Attributes:

@@ -246,7 +246,17 @@ class TlsChannel(SocketChannel):
         if self._outgoing.pending >= SEND_BYTES:
             if not self._mask & OUT:
                 self._write_out()
-            self._full = self._backlog() > TLS_HIGH_BYTES
+            self.full = self._backlog() > TLS_HIGH_BYTES
+
+    def write_alone(self, data: memoryview) -> None:
+        """``write`` of all that this batch writes: sealed and sent at once, unless something is before it."""
+        sock = self._sock
+        if sock is None or self._dirty or self._out or self.full or self._eof_wanted:
+            self.write(data)
+            return
+        self.bytes_out += len(data)
+        self._encrypt(data)
+        self._send_sealed(sock, self._outgoing.read())
 
     def write_parts(self, parts: list[memoryview], total: int) -> None:
         """``write`` of several slices."""
@@ -261,6 +271,13 @@ class TlsChannel(SocketChannel):
     def detach(self) -> socket.socket:
         """Impossible: the session's state would be lost."""
         raise RuntimeError("a TLS channel cannot be detached")
+
+    def on_event(self, events: int) -> None:
+        """The socket is ready; the reactor calls it."""
+        if events == IN and self._mask & IN:
+            self._readable()  # The usual event.
+        else:
+            super().on_event(events)
 
     def _readable(self) -> None:
         assert self._sock is not None
@@ -317,7 +334,9 @@ class TlsChannel(SocketChannel):
             self._broken(exc)
             return
         if filled:
-            self._deliver(plain[:filled])
+            self.bytes_in += filled
+            if not self._closing:
+                self._receiver_or_fail().data_received(plain[:filled])
         if self._outgoing.pending:
             self._mark_dirty()  # OpenSSL answered something of its own, such as a KeyUpdate.
         if ended and self._sock is not None and not self._eof_in:
@@ -346,15 +365,17 @@ class TlsChannel(SocketChannel):
         sock = self._sock
         if sock is None:
             return
-        if self._out or self._full or self._eof_wanted:
+        if self._out or self.full or self._eof_wanted:
             self._write_out()
             return
         # The usual case, for every small message: all of it fits, and nobody waits for room.
         if self._gathered:
             self._seal()
         data = self._outgoing.read()
-        if not data:
-            return
+        if data:
+            self._send_sealed(sock, data)
+
+    def _send_sealed(self, sock: socket.socket, data: bytes) -> None:
         try:
             sent = sock.send(data)
         except BlockingIOError:

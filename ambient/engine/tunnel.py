@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from time import monotonic
 from typing import Any, TypeAlias
 
 from ambient.engine.channel import Data
@@ -264,7 +265,14 @@ class TunnelConnection:
 
     def data_received(self, data: memoryview) -> None:
         """Decrypted bytes: let the wire read them and obey what it says."""
-        self._heard = now = self._reactor.now()
+        self._heard = now = monotonic()
+        stream = self.wire.take_message(data)
+        if stream is not None and stream.owner is not None:
+            try:
+                stream.owner.take_message(data[FRAME_HEADER_BYTES:])
+            except Exception as exc:
+                self._stream_crashed(stream.owner, exc)
+            return
         try:
             happened = self.wire.receive_data(data, now)
         except HboneError as exc:

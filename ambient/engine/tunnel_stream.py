@@ -207,12 +207,12 @@ class TunnelStream:
             sink.write_parts(parts, total)
             stream = self._stream
             owed = stream.unreturned + self._owed + total
-            if owed * 2 < stream.window and sink.writable:
+            if owed * 2 < stream.window and not sink.full:
                 stream.unreturned = owed
                 self._owed = 0
                 return
             self._owed += total
-            if not sink.writable:
+            if sink.full:
                 self._paused = True
             else:
                 self._give_back()
@@ -226,6 +226,26 @@ class TunnelStream:
                 self._hold(part)
             return
         self._deliver(parts, total)
+
+    def take_message(self, data: memoryview) -> None:
+        """DATA arrived, in one piece."""
+        sink, size = self._sink, len(data)
+        if sink is None or self._paused or self._held or self._closing:
+            self.take([data], size)
+            return
+        self.bytes_in += size
+        sink.write_part(data, size)
+        stream = self._stream
+        owed = stream.unreturned + self._owed + size
+        if owed * 2 < stream.window and not sink.full:
+            stream.unreturned = owed
+            self._owed = 0
+            return
+        self._owed += size
+        if sink.full:
+            self._paused = True
+        else:
+            self._give_back()
 
     def take_eof(self) -> None:
         """END_STREAM arrived."""
@@ -275,7 +295,7 @@ class TunnelStream:
         if self._finished or self._eof_wanted:
             return PUMP_BLOCKED
         room = wire.sendable(self._stream)
-        if self._out or room <= 0 or not connection.channel.writable:
+        if self._out or room <= 0 or connection.channel.full:
             self._wants_room = True
             connection.wait_for_room(self)
             return PUMP_BLOCKED
@@ -299,7 +319,9 @@ class TunnelStream:
                 connection.push()
             frames = reactor.frame_buffer
             FRAME_HEADER.pack_into(frames, 0, size >> 8, size & 0xFF, 0, 0, self._stream.stream_id)
-            connection.channel.write(frames[: FRAME_HEADER_BYTES + size])
+            channel = connection.channel
+            write = channel.write_alone if reactor.alone else channel.write
+            write(frames[: FRAME_HEADER_BYTES + size])
             wire.sent(self._stream, size)
             self.bytes_out += size
         return size

@@ -113,9 +113,33 @@ class AccessRecord:
 
 def format_text(record: AccessRecord) -> str:
     """One line, tab-separated head, then ``name=value`` fields; absent fields are left out."""
+    parts = [
+        f"{format_time(record.ended)}\t{record.level}\taccess\t{record.message}"
+        f"\tsrc.addr={record.source.address}{format_ends(record)}"
+    ]
+    if not record.early and not record.opened:
+        parts.append(_carried(record.bytes_sent, record.bytes_received, record.duration))
+    if record.error:
+        parts.append(f" error={_quote(record.error)}")
+    return "".join(parts)
+
+
+def format_well_ended(time: str, source: str, ends: str, sent: int, received: int, seconds: float) -> str:
+    """``format_text`` of a connection that ended well, of which nearly all is known beforehand.
+
+    Args:
+        time: ``format_time`` of its end.
+        source: The address that ``src.addr`` names.
+        ends: ``format_ends`` of any record of the same kind of connection.
+    """
+    carried = _carried(sent, received, seconds)
+    return f"{time}\tinfo\taccess\tconnection complete\tsrc.addr={source}{ends}{carried}"
+
+
+def format_ends(record: AccessRecord) -> str:
+    """What a line says of both ends after the source's address, which differs between connections."""
     source, destination = record.source, record.destination
     parts = [
-        f"{_time(record.ended)}\t{record.level}\taccess\t{record.message}\tsrc.addr={source.address}",
         _who("src", source.workload, source.namespace, source.identity, source.cluster),
         f" dst.addr={destination.address}",
     ]
@@ -127,21 +151,20 @@ def format_text(record: AccessRecord) -> str:
         _who("dst", destination.workload, destination.namespace, destination.identity, destination.cluster)
     )
     parts.append(f' direction="{record.direction.value}"')
-    if not record.early and not record.opened:
-        parts.append(
-            f" bytes_sent={record.bytes_sent} bytes_recv={record.bytes_received}"
-            f' duration="{int(record.duration * 1000)}ms"'
-        )
-    if record.error:
-        parts.append(f" error={_quote(record.error)}")
     return "".join(parts)
+
+
+def format_time(moment: datetime) -> str:
+    """RFC 3339 in UTC, as records have it."""
+    # Not strftime, which takes ten times as long. Records are in UTC, whose offset is cut off.
+    return moment.isoformat(timespec="microseconds")[:26] + "Z"
 
 
 def format_json(record: AccessRecord) -> str:
     """The same names as one JSON object."""
     head: dict[str, str | int] = {
         "level": record.level,
-        "time": _time(record.ended),
+        "time": format_time(record.ended),
         "scope": "access",
         "message": record.message,
     }
@@ -191,6 +214,5 @@ def _quote(value: str) -> str:
     return json.dumps(value)
 
 
-def _time(moment: datetime) -> str:
-    # Not strftime, which takes ten times as long. Records are in UTC, whose offset is cut off.
-    return moment.isoformat(timespec="microseconds")[:26] + "Z"
+def _carried(sent: int, received: int, seconds: float) -> str:
+    return f' bytes_sent={sent} bytes_recv={received} duration="{int(seconds * 1000)}ms"'

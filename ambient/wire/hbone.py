@@ -111,7 +111,6 @@ class HboneConnection(FrameSplitter):
         self._windows = windows or WindowBudget()
         self._max_streams = max_streams
         self._out = bytearray()
-        self._broken = False
         self._receive_window = CONNECTION_WINDOW_BYTES
         self._next_id = 1
         self._last_peer_id = 0

@@ -25,6 +25,8 @@ MAX_GATHERED_BYTES = f.DEFAULT_MAX_FRAME
 
 _STREAM_MASK = 0x7FFF_FFFF
 
+unpack_header = f.FRAME_HEADER.unpack_from
+
 
 class HboneError(RemoteProtocolError):
     """The peer broke HTTP/2 in a way that ends the connection; *code* goes into our GOAWAY.
@@ -52,13 +54,13 @@ class FrameSplitter(ABC):
         self._padding = 0
         self._ending: Stream | None = None  # Ends with the current frame.
         self._events: list[Event] = []
+        self._broken = False
         self._batch: DataReceived | None = None  # The event that further slices of its stream join.
 
     def _parse(self, data: memoryview) -> None:
         # The hot path: small messages spend a third of their CPU time in Python, so this is one loop.
         position = self._read_preface(data) if self._preface else 0
         end = len(data)
-        unpack_header = f.FRAME_HEADER.unpack_from
         while position < end:
             if self._left:
                 position = self._payload(data, position, end)
@@ -95,6 +97,20 @@ class FrameSplitter(ABC):
                     payload = bytes(data[position + 9 : position + 9 + size])
                     position += 9 + size
                     self._control(kind, flags, stream_id & _STREAM_MASK, payload)
+
+    def take_message(self, data: memoryview) -> Stream | None:
+        """The stream of *data*, if that is one DATA frame in order and nothing else: a message by itself.
+
+        Its payload is ``data[9:]`` and its windows are charged. None: nothing has happened, and
+        ``receive_data`` says what *data* means.
+        """
+        size = len(data) - 9
+        if size <= 0 or self._left or self._wanted or self._preface or self._broken:
+            return None
+        high, low, kind, flags, stream_id = unpack_header(data)
+        if kind or flags or high << 8 | low != size:
+            return None
+        return self._usual_data(stream_id, size)
 
     def _payload(self, data: memoryview, position: int, end: int) -> int:
         """Hand on what there is of the current payload."""
@@ -144,7 +160,7 @@ class FrameSplitter(ABC):
         stash += data[position:stop]
         if len(stash) < self._wanted:
             return stop
-        high, low, kind, flags, stream_id = f.FRAME_HEADER.unpack_from(stash)
+        high, low, kind, flags, stream_id = unpack_header(stash)
         stream_id &= _STREAM_MASK
         size = high << 8 | low
         if self._wanted == 9:

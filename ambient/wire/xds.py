@@ -20,7 +20,8 @@ Theory of operation
 
 The slices of one update share its nonce; ``DaemonEnd`` puts them together and says ``Updated`` once,
 so that nobody ever acts on half a snapshot. An update is acked after it was *applied*: control counts
-on it for the order of enrollment. ``pods`` is the agent's: always the full list of its node.
+on it for the order of enrollment. ``pods`` is the agent's: the full list of its node, of which only what
+differs from the last one travels; a node of 250 pods changes pod by pod.
 
 Kinds that this module does not know are handed up as ``Extra`` at both ends, so that a daemon may
 speak of its own things over the one connection that it has.
@@ -44,10 +45,16 @@ from ambient.model.workload import Workload
 from ambient.wire.frames import Frame, FrameReader, encode
 from ambient.wire.values import from_wire, to_wire
 
-VERSION = 1
+# 2: ``pods`` says what differs.
+VERSION = 2
 
 # Decoding a slice is one pause for the traffic on its thread: five resources take some 0.2 ms.
 SLICE_RESOURCES = 5
+
+# A pod of a node is named by some 250 bytes; picked so that a slice is one read of an agent.
+SLICE_PODS = 25
+# What an agent will hold of pods: ten times what a node has addresses for.
+MAX_NODE_PODS = 2_500
 
 # What a daemon will hold of one update that is not complete yet: ten times the largest mesh foreseen.
 MAX_UPDATE_RESOURCES = 1_000_000
@@ -237,6 +244,7 @@ class DaemonEnd(_End):
     def __init__(self) -> None:
         super().__init__()
         self._slices: dict[int, Change] = {}
+        self._pods: dict[str, NodePod] = {}
         self._unacked: set[int] = set()
         self._asked: set[int] = set()
 
@@ -287,9 +295,14 @@ class DaemonEnd(_End):
         match frame:
             case {"kind": "update", "nonce": int(nonce)}:
                 yield from self._update(nonce, frame)
-            case {"kind": "pods", "nonce": int(nonce), "pods": list(pods)}:
-                self._unacked.add(nonce)
-                yield PodsNamed(nonce, tuple(from_wire(NodePod, pod) for pod in pods))
+            case {
+                "kind": "pods",
+                "nonce": int(nonce),
+                "pods": list(pods),
+                "removed": list(removed),
+                "more": bool(more),
+            }:
+                yield from self._pods_differ(nonce, pods, _names(removed), more=more)
             case {"kind": "certificate", "id": int(number)}:
                 yield self._certificate(number, frame)
             case {"kind": str(kind)} if kind not in _KINDS:
@@ -312,6 +325,20 @@ class DaemonEnd(_End):
             self._unacked.add(nonce)
             yield Updated(nonce, change)
 
+    def _pods_differ(
+        self, nonce: int, pods: list[Any], removed: tuple[str, ...], *, more: bool
+    ) -> Iterator[PodsNamed]:
+        for uid in removed:
+            self._pods.pop(uid, None)
+        for value in pods:
+            pod = from_wire(NodePod, value)
+            self._pods[pod.uid] = pod
+        if len(self._pods) > MAX_NODE_PODS:
+            raise RemoteProtocolError(f"a node of over {MAX_NODE_PODS} pods")
+        if not more:
+            self._unacked.add(nonce)
+            yield PodsNamed(nonce, tuple(self._pods.values()))
+
     def _certificate(self, number: int, frame: Frame) -> DaemonEvent:
         if number not in self._asked:
             raise RemoteProtocolError(f"a certificate nobody asked for: {number}")
@@ -331,6 +358,7 @@ class ControlEnd(_End):
     def __init__(self) -> None:
         super().__init__()
         self._nonce = 0
+        self._pods: dict[str, NodePod] = {}
         self._unacked: set[int] = set()
         self._asked: set[int] = set()
 
@@ -365,9 +393,23 @@ class ControlEnd(_End):
         return nonce, b"".join(frames)
 
     def pods(self, pods: Iterable[NodePod]) -> tuple[int, bytes]:
-        """Return the nonce and the bytes of an agent's full list."""
+        """Return the nonce and the bytes that make *pods* an agent's full list."""
         nonce = self._next()
-        return nonce, encode({"kind": "pods", "nonce": nonce, "pods": [to_wire(pod) for pod in pods]})
+        before, self._pods = self._pods, {pod.uid: pod for pod in pods}
+        removed = [uid for uid in before if uid not in self._pods]
+        changed = [
+            to_wire(pod)
+            for uid, pod in self._pods.items()
+            if (old := before.get(uid)) is not pod and old != pod
+        ]
+        frames = [
+            encode(
+                {"kind": "pods", "nonce": nonce, "pods": changed[start : start + SLICE_PODS]}
+                | {"removed": [] if start else removed, "more": start + SLICE_PODS < len(changed)}
+            )
+            for start in range(0, max(len(changed), 1), SLICE_PODS)
+        ]
+        return nonce, b"".join(frames)
 
     def certificate(
         self, number: int, chain: Sequence[bytes], roots: Sequence[bytes], not_after: float

@@ -155,11 +155,19 @@ class TestSvids:
 
 
 class RecordingJournal(Journal):
-    """Keeps the records as values."""
+    """Keeps the records as values.
+
+    Attributes:
+        lines: What was written.
+        terse: Set it where the line matters, which then is all there is.
+    """
+
+    terse = False
 
     def __init__(self, reactor: Reactor) -> None:
-        super().__init__(reactor, TcpMetrics(), write=lambda text: None)
+        super().__init__(reactor, TcpMetrics(), write=lambda text: self.lines.extend(text.splitlines()))
         self.records: list[AccessRecord] = []
+        self.lines: list[str] = []
 
     def ended(self, record: AccessRecord, series: Series | None) -> None:
         """Also remember it."""

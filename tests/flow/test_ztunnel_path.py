@@ -78,6 +78,30 @@ async def test_a_request_crosses_two_proxies(mesh: LoopbackMesh) -> None:
 
 
 @in_mesh
+async def test_the_usual_line_is_the_records_line(mesh: LoopbackMesh) -> None:
+    """It is put together from what other connections of its kind said before."""
+    web, api = mesh.workload("web"), mesh.workload("api")
+    await mesh.enroll(web)
+    await mesh.enroll(api)
+    lines = mesh.journal.lines
+    async with application(api, 8080, echo):
+        for count, mesh.journal.terse in ((2, False), (4, True), (6, True)):
+            stream = await mesh.connect(web, (api.addresses[0], 8080))
+            await stream.send_all(b"hello")
+            await stream.send_eof()
+            assert await read_all(stream) == b"hello"
+            await stream.aclose()
+            await until(lambda count=count: len(lines) >= count)  # type: ignore[misc]
+
+    assert len(mesh.journal.records) == 2
+    clean = [
+        re.sub(r'^[-0-9T:.]+Z|(?<=src.addr=127)[0-9.:]+|duration="[0-9]+ms"', "", line) for line in lines
+    ]
+    assert len(clean) == 6
+    assert Counter(clean) == Counter(dict.fromkeys(clean[:2], 3))
+
+
+@in_mesh
 async def test_a_service_is_load_balanced_and_named(mesh: LoopbackMesh) -> None:
     """The record of both ends names the service that the client meant."""
     service = mesh.service("api", 80)

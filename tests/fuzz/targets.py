@@ -15,6 +15,7 @@ from ambient.model.address import canonical, format_hostport, parse_hostport
 from ambient.wire import zds
 from ambient.wire.hbone import HboneConnection, Role
 from ambient.wire.hbone_events import DataReceived, RequestReceived
+from ambient.wire.hbone_frames import FRAME_HEADER_BYTES
 
 # Descriptors are numbers to a sans-IO machine.
 FD = 7
@@ -29,7 +30,11 @@ def hbone(data: bytes) -> None:
             connection.open("10.0.0.1:80")
         with suppress(RemoteProtocolError):
             for start in range(1, len(data), step):
-                for event in connection.receive_data(memoryview(data[start : start + step]), start / 100):
+                piece = memoryview(data[start : start + step])
+                if (stream := connection.take_message(piece)) is not None:
+                    connection.credit(stream, len(piece) - FRAME_HEADER_BYTES)
+                    continue
+                for event in connection.receive_data(piece, start / 100):
                     if isinstance(event, RequestReceived) and event.stream.stream_id in connection.streams:
                         connection.accept(event.stream)
                     elif isinstance(event, DataReceived):

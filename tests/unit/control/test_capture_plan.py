@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ambient.control.capture_plan import Capture, Phase, published, reported, step
+from ambient.control.capture_plan import UNMOVED, Capture, Phase, published, reported, step
 from ambient.wire.xds import PodReport
 
 
@@ -39,6 +39,20 @@ def moved(
 def test_what_comes_next(before: Phase, facts: dict[str, bool], after: Phase) -> None:
     """One step at a time; never released before everybody has heard."""
     assert moved(before, **facts) is after  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("runnable", [False, True])
+@pytest.mark.parametrize("applied", [False, True])
+@pytest.mark.parametrize("version", [0, 3])
+def test_what_is_passed_over_would_not_have_moved(runnable: bool, applied: bool, version: int) -> None:
+    """And what could move is not passed over, but where it only could if it ran or everybody had heard."""
+    for phase in Phase:
+        for wanted in (False, True):
+            after = moved(phase, wanted=wanted, runnable=runnable, version=version, applied=applied)
+            if (phase, wanted) in UNMOVED:
+                assert after is phase
+            elif runnable and applied and version:
+                assert after is not phase
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def ends(loop: Any, client_svid: Svid, server_svid: Svid) -> Any:
 def test_an_unanswered_connect_times_out(ends: Ends) -> None:
     """The server gives up its dial when nobody waits any more."""
     cancelled: list[bool] = []
-    ends.open(deadline=0.05)
+    ends.open(deadline=0.3)
     ends.loop.until(lambda: ends.requests)
     ends.loop.do(lambda: ends.requests[0].on_cancelled(lambda: cancelled.append(True)))
     ends.loop.until(lambda: ends.answers and cancelled)

@@ -9,7 +9,17 @@ from datetime import UTC, datetime
 import pytest
 
 from ambient.model.identity import SpiffeId
-from ambient.model.record import AccessRecord, Direction, Flag, Peer, format_json, format_text
+from ambient.model.record import (
+    AccessRecord,
+    Direction,
+    Flag,
+    Peer,
+    format_ends,
+    format_json,
+    format_text,
+    format_time,
+    format_well_ended,
+)
 
 WEB = SpiffeId("cluster.local", "shop", "web")
 API = SpiffeId("cluster.local", "shop", "api")
@@ -40,6 +50,17 @@ def test_a_full_record_is_ztunnels_line() -> None:
         'dst.workload="api-1" dst.namespace="shop" dst.identity="spiffe://cluster.local/ns/shop/sa/api" '
         'dst.cluster="Kubernetes" direction="outbound" bytes_sent=81 bytes_recv=1862 duration="8ms"'
     )
+
+
+def test_what_ended_well_can_be_said_in_pieces() -> None:
+    """Connections of one kind differ in little, and there are thousands of them a second."""
+    other = dataclasses.replace(
+        RECORD, source=dataclasses.replace(RECORD.source, address="10.244.1.2:1"), bytes_sent=1, duration=3
+    )
+
+    pieces = format_well_ended(format_time(other.ended), "10.244.1.2:1", format_ends(RECORD), 1, 1862, 3)
+
+    assert pieces == format_text(other)
 
 
 def test_what_is_not_known_is_left_out() -> None:

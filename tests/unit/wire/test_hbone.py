@@ -225,6 +225,59 @@ def test_slices_of_one_stream_are_gathered() -> None:
 # Refusals ------------------------------------------------------------------------------------------
 
 
+def test_a_message_by_itself_is_charged_like_any_other() -> None:
+    """The short way and the long one must leave the same windows, or the two peers' counts drift apart."""
+    (short, stream), (long, other) = accepted(), accepted()
+    message = memoryview(data(1, b"ping"))
+
+    assert short.take_message(message) is stream
+    receive(long, message.tobytes())
+
+    assert stream.receive_window == other.receive_window == FIRST_WINDOW_BYTES - 4
+    assert short._receive_window == long._receive_window == CONNECTION_WINDOW_BYTES - 4
+    assert not short.has_output
+
+
+@pytest.mark.parametrize(
+    "came",
+    [
+        b"",
+        data(1, b"ping")[:8],
+        data(1, b"ping")[:-1],
+        data(1, b"ping") + b"\0",
+        data(1, b"a") + data(1, b"b"),
+        data(1, b""),
+        data(1, b"ping", f.END_STREAM),
+        data(1, b"\x00ping", f.PADDED),
+        data(3, b"ping"),
+        data(1, b"x" * (FIRST_WINDOW_BYTES + 1)),
+        frame(f.PING, 0, 0, b"12345678"),
+    ],
+)
+def test_what_is_no_message_by_itself(came: bytes) -> None:
+    """Everything but the usual is judged by the long way, and asking changes nothing."""
+    connection, stream = accepted()
+
+    assert connection.take_message(memoryview(came)) is None
+    assert stream.receive_window == FIRST_WINDOW_BYTES
+    assert connection._receive_window == CONNECTION_WINDOW_BYTES
+    assert not connection.has_output
+
+
+def test_no_message_in_the_middle_of_something() -> None:
+    """Payload that looks like a frame is payload."""
+    connection, _ = accepted()
+    inner = memoryview(data(1, b"ping"))
+    receive(connection, data(1, bytes(100))[:-50])
+    assert connection.take_message(inner) is None
+    receive(connection, bytes(50))
+    receive(connection, data(1, b"ping")[:5])
+    assert connection.take_message(inner) is None
+
+    breaks(*(broken := accepted())[:1], data(0, b"x"), code=ErrorCode.PROTOCOL_ERROR)
+    assert broken[0].take_message(inner) is None
+
+
 def test_a_refusal_has_a_body_and_ends_the_stream() -> None:
     """The reason reaches whoever debugs with curl; NO_ERROR stops the rest of the request."""
     connection, stream = requested()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ambient.errors import LocalProtocolError, RemoteProtocolError
 from ambient.model.identity import SpiffeId
@@ -53,17 +56,56 @@ def test_the_whole_conversation() -> None:
     assert control.receive_data(daemon.report(report)) == [xds.PodReported(report)]
 
 
+def node_pod(uid: str) -> xds.NodePod:
+    return xds.NodePod(
+        uid=uid, namespace="s", name="n", service_account="a", addresses=("10.0.0.1",), netns="/proc/1/ns/net"
+    )
+
+
 def test_an_agent_is_told_its_pods() -> None:
     """Always the full list."""
     daemon, control = greeted()
-    pod = xds.NodePod(
-        uid="u", namespace="s", name="n", service_account="a", addresses=("10.0.0.1",), netns="/proc/1/ns/net"
-    )
+    pod = node_pod("u")
 
     nonce, data = control.pods([pod])
 
     assert daemon.receive_data(data) == [xds.PodsNamed(nonce, (pod,))]
     assert control.receive_data(daemon.ack(nonce)) == [xds.Acked(nonce, "")]
+
+
+@given(st.lists(st.dictionaries(st.integers(0, 60), st.sampled_from(["none", "ambient"])), max_size=6))
+def test_an_agent_has_the_full_list_after_every_change(lists: list[dict[int, str]]) -> None:
+    """Whatever came, changed and went between two lists."""
+    daemon, control = greeted()
+
+    for wanted in lists:
+        pods = [replace(node_pod(f"u{number}"), mode=mode) for number, mode in wanted.items()]
+        nonce, data = control.pods(pods)
+        (named,) = daemon.receive_data(data)
+        assert isinstance(named, xds.PodsNamed)
+        assert named.nonce == nonce
+        assert sorted(named.pods, key=lambda pod: pod.uid) == sorted(pods, key=lambda pod: pod.uid)
+
+
+def test_only_what_differs_travels() -> None:
+    """A pod of 250 that changes costs what one costs."""
+    _, control = greeted()
+    many = [node_pod(f"u{number}") for number in range(250)]
+    _, everything = control.pods(many)
+    many[7] = replace(many[7], mode="ambient")
+
+    _, one = control.pods(many)
+
+    assert len(one) < len(everything) / 200
+
+
+def test_an_agent_holds_so_many_pods_and_no_more() -> None:
+    """What control may fill has a bound."""
+    daemon, control = greeted()
+    _, data = control.pods([node_pod(f"u{number}") for number in range(xds.MAX_NODE_PODS + 1)])
+
+    with pytest.raises(RemoteProtocolError, match="a node of over"):
+        daemon.receive_data(data)
 
 
 def test_nobody_acts_on_half_a_snapshot() -> None:
@@ -138,10 +180,12 @@ def test_a_broken_rule_blames_the_daemon(frame: dict[str, Any], reason: str) -> 
             "names are text",
         ),
         ({"kind": "certificate", "id": 1, "error": "no"}, "nobody asked for"),
-        ({"kind": "pods", "nonce": 1, "pods": [{}]}, "missing fields"),
+        ({"kind": "pods", "nonce": 1, "pods": [{}], "removed": [], "more": False}, "missing fields"),
+        ({"kind": "pods", "nonce": 1, "pods": [], "removed": [7], "more": False}, "names are text"),
+        ({"kind": "pods", "nonce": 1, "pods": []}, "lacks a field"),
         ({"kind": "hello", "version": 1}, "not allowed here"),
     ],
-    ids=["more", "snapshot", "list", "workload", "name", "unasked", "pod", "hello"],
+    ids=["more", "snapshot", "list", "workload", "name", "unasked", "pod", "gone", "whole-list", "hello"],
 )
 def test_a_broken_rule_blames_control(frame: dict[str, Any], reason: str) -> None:
     """The daemon closes; it does not guess."""
@@ -196,8 +240,8 @@ def test_control_does_not_speak_first_and_versions_must_agree() -> None:
     """A daemon of another release is told apart at its first word."""
     with pytest.raises(RemoteProtocolError, match="before hello"):
         xds.DaemonEnd().receive_data(encode({"kind": "pods", "nonce": 1, "pods": []}))
-    with pytest.raises(RemoteProtocolError, match="version 2"):
-        xds.ControlEnd().receive_data(encode({"kind": "hello", "version": 2}))
+    with pytest.raises(RemoteProtocolError, match="version 1 is not spoken"):
+        xds.ControlEnd().receive_data(encode({"kind": "hello", "version": 1}))
     with pytest.raises(RemoteProtocolError, match="before hello"):
         xds.ControlEnd().receive_data(encode({"kind": "ack", "nonce": 1, "error": ""}))
 
