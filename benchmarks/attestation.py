@@ -1,6 +1,6 @@
 """What attestation costs: CPU of the checks alone, for so many idle enrolled pods, in real namespaces.
 
-    python benchmarks/attestation.py --pods 250 --rounds 20
+    python benchmarks/attestation.py --pods 250 --rounds 20 [--dns] [--iptables]
 
 A round is what the agent does once a second; the share is of one core.
 """
@@ -18,25 +18,29 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from ambient.engine.netns import listen_in
-from ambient.redirect import backend
 from ambient.redirect.attestation import Attestor
 from ambient.redirect.attestation_plan import GiveUp, Repair
-from ambient.redirect.plan import Capture
+from ambient.redirect.backends import Backend, attestable, choose
+from ambient.redirect.plan import DNS_CAPTURE_PORT, Capture
 from ambient.redirect.pod_capture import Existing
 from ambient.redirect.sockets import PROXY_PORTS
 from tests.lab import enter_namespaces, make_netns
+from ztunnel.network import NAME_HOSTS, name_sockets
 
 
 class Pod:
     """An enrolled pod in which nothing happens."""
 
-    attestable, wanted, lost, opened, capture, existing = True, True, False, 1, Capture(), Existing()
+    attestable, wanted, lost, opened, existing = True, True, False, 1, Existing()
 
-    def __init__(self) -> None:
+    def __init__(self, capture: Capture, rules: Backend) -> None:
+        self.capture = capture
         self.netns = make_netns({})
         self.path = f"/proc/{os.getpid()}/fd/{self.netns}"
         self._listeners = [listen_in(self.netns, port, transparent=True) for port in PROXY_PORTS]
-        backend.install(self.netns, self.capture)
+        names = name_sockets(self.netns, NAME_HOSTS, DNS_CAPTURE_PORT) if capture.dns else []
+        self._listeners += [each for pair in names for each in pair]
+        rules.install(self.netns, self.capture)
 
     def judged(self, verdict: Repair | GiveUp) -> None:
         """Nothing is wrong here."""
@@ -65,9 +69,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="what attestation costs")
     parser.add_argument("--pods", type=int, default=250)
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--dns", action="store_true", help="with captured lookups")
+    parser.add_argument("--iptables", action="store_true", help="with rules of the legacy iptables")
     options = parser.parse_args()
     enter_namespaces(nested=False)
-    attestor = Attestor({f"pod-{number}": Pod() for number in range(options.pods)}, Ztunnel())
+    rules = choose("iptables" if options.iptables else "netlink")
+    pods = [Pod(Capture(dns=options.dns), rules) for _ in range(options.pods)]
+    subjects = {f"pod-{number}": pod for number, pod in enumerate(pods)}
+    attestor = Attestor(subjects, Ztunnel(), attestable(rules))
     first = _round(attestor)
     rounds = [_round(attestor) for _ in range(options.rounds)]
     middle = statistics.median(rounds)
@@ -77,6 +86,8 @@ def main() -> int:
                 "kind": "AttestationCost",
                 "pods": options.pods,
                 "rounds": options.rounds,
+                "dns": options.dns,
+                "rules": "iptables" if options.iptables else "netlink",
                 "first_round_ms": round(first * 1000, 2),
                 "round_ms": round(middle * 1000, 2),
                 "us_per_pod": round(middle / options.pods * 1e6, 1),

@@ -10,7 +10,7 @@ import resource
 import sys
 
 from ambient.engine.host import run as host_run
-from ambient.engine.privileges import NOTHING, SIDECAR, keep_only
+from ambient.engine.privileges import NOTHING, keep_only, sidecar
 from ambient.errors import AmbientError, ConfigError
 from waypoint.settings import Settings, read_settings
 
@@ -59,5 +59,5 @@ def _run(options: argparse.Namespace, settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    keep_only(SIDECAR if "sidecar" in sys.argv else NOTHING)
+    keep_only(sidecar(os.uname().release) if "sidecar" in sys.argv else NOTHING)
     sys.exit(main())

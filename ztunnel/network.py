@@ -12,10 +12,13 @@ import fcntl
 import os
 import random
 import socket
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Protocol, TypeAlias
 
 from ambient.engine.dial import dial_socket
+from ambient.engine.netlink import NetlinkSocket
 from ambient.engine.netns import (
     CLONE_NEWNET,
     PROXY_MARK,
@@ -25,6 +28,8 @@ from ambient.engine.netns import (
     socket_in,
 )
 from ambient.engine.reactor import Reactor
+from ambient.wire import netlink, netlink_diag
+from ambient.wire.netlink import NETLINK_SOCK_DIAG
 from ztunnel.source_port_plan import MAX_ATTEMPTS, SourcePorts
 
 Address: TypeAlias = tuple[str, int]
@@ -82,6 +87,10 @@ class PodNetwork(Protocol):
 
     def ask(self, address: Address) -> socket.socket:
         """A datagram socket connected to *address*, so that nobody else can answer."""
+        ...
+
+    def knocks(self) -> AbstractContextManager[Callable[[], bool]]:
+        """A question for a thread of its own: are there handshakes with our listeners that are half done?"""
         ...
 
     def close(self) -> None:
@@ -159,9 +168,26 @@ class NetnsNetwork:
             raise
         return sock
 
+    @contextmanager
+    def knocks(self) -> Iterator[Callable[[], bool]]:
+        """Told by the kernel: such a handshake has the mark of its listener, whatever address it is for.
+
+        It takes the kernel a millisecond, since it walks a table of all namespaces.
+        """
+        with NetlinkSocket(self.netns_fd, NETLINK_SOCK_DIAG) as nl:
+            yield partial(_any_knocks, nl)
+
     def close(self) -> None:
         """Close the descriptor; sockets that were made inside live on."""
         os.close(self.netns_fd)
+
+
+def _any_knocks(nl: NetlinkSocket) -> bool:
+    return any(
+        netlink_diag.decode_socket(message).mark == PROXY_MARK
+        for family in (netlink.AF_INET, netlink.AF_INET6)
+        for message in nl.dump(netlink_diag.dump_tcp(family, netlink_diag.SYN_RECV))
+    )
 
 
 def name_sockets(

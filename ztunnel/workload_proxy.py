@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 
@@ -36,6 +37,11 @@ from ztunnel.socks5 import SOCKS_PORT, SocksDoor
 # The rules are gone, but a handshake with a listener may be half done: closing now would reset it. It takes
 # one round trip; measured: emptying the queue after 20 to 50 ms loses nothing.
 KNOCKING_SECONDS = 0.02
+# That was for round trips of up to 20 ms. Whoever is further away, or whose last packet was lost, is waited
+# for, if the kernel knows of any: the kernel says its part again after 1 s (RFC 6298), and once is enough.
+LAST_KNOCK_SECONDS = 1.5
+# How exactly their end is noticed. Picked, not measured.
+KNOCK_CHECK_SECONDS = 0.05
 
 # Between the closing of the listeners and the GOAWAYs: requests that were on their way are still served.
 # The control plane has told every source by then, so a few round trips are enough; picked, not measured.
@@ -124,6 +130,7 @@ class WorkloadProxy:
         self._pool.close_where(lambda key: True)
         with trio.CancelScope(shield=True):
             await trio.sleep(KNOCKING_SECONDS)
+            await self._last_knocks()
         for listener in self._listeners.values():
             listener.accept_pending()
             listener.close()
@@ -132,6 +139,13 @@ class WorkloadProxy:
         if self._names is not None:
             self._names.drain(self._maybe_drained)
         self.context.reactor.call_later(GOAWAY_DELAY, self._say_goodbye)
+
+    async def _last_knocks(self) -> None:
+        """Return when no handshake with our listeners is half done, or has been for too long."""
+        patience = trio.move_on_after(LAST_KNOCK_SECONDS)
+        with patience, suppress(OSError), self.context.network.knocks() as some:
+            while await trio.to_thread.run_sync(some):  # noqa: ASYNC110 (the kernel rings no bell)
+                await trio.sleep(KNOCK_CHECK_SECONDS)
 
     def retire(self) -> None:
         """Leave the listeners to a newer process, which has them too; what is open goes on."""

@@ -73,11 +73,11 @@ def enroll(
         raise click.UsageError("--name is for one pid/ or netns/")
     if guests and mode == "sidecar":
         raise click.UsageError("a sidecar needs a restart: pid/ and netns/ can be in mode ambient only")
-    if guests and options["dry_run"]:
-        raise click.UsageError("--dry-run knows pods only: a pid/ or netns/ is no pod before it is enrolled")
     # What is mistyped is said before anything is asked of the mesh.
     targets_of(session, [text for text in targets if text not in guests])
     described = {"name": name, "service_account": service_account, "node": node}
+    if guests and options["dry_run"]:
+        return _forecast(session, targets, described, options)
     with ExitStack() as back:
         known = [_adopted(session, text, described, back) if text in guests else text for text in targets]
         code = _switch(session, targets, known, mode, options)
@@ -113,8 +113,34 @@ def _release(session: Session, targets: tuple[str, ...], options: Mapping[str, A
     return code
 
 
+def _forecast(
+    session: Session, targets: Sequence[str], described: Mapping[str, str], options: Mapping[str, Any]
+) -> int:
+    """A dry run with guests among *targets*: those that are no pods yet are looked at by the supervisor."""
+    known: list[str | dict[str, str]] = []
+    lines: list[Mapping[str, Any]] = []
+    for text in targets:
+        if text.partition("/")[0] not in GUEST_KINDS:
+            known.append(text)
+            continue
+        found = _asked(session, "examine", text, {**described, "existing": options["existing"]})
+        if "known" in found:
+            known.append({"kind": "pod", **found["known"]})
+        else:
+            lines.append(found)
+    return _switch(session, targets, known, "ambient", options, lines)
+
+
 def _adopted(session: Session, text: str, described: Mapping[str, str], back: ExitStack) -> dict[str, str]:
     """Have the mesh take in a namespace as a pod; on the way back it is forgotten again."""
+    found = _asked(session, "adopt", text, described)
+    target = {"kind": "pod", "namespace": found["namespace"], "name": found["name"]}
+    back.callback(_dismiss, session, target)
+    return target
+
+
+def _asked(session: Session, method: str, text: str, described: Mapping[str, str]) -> Any:
+    """Ask the supervisor about a namespace that goes along as a descriptor."""
     pid, path = where_is(text)
     values = {"pid": pid, "path": path, "namespace": session.ns, **described}
     with (
@@ -124,10 +150,7 @@ def _adopted(session: Session, text: str, described: Mapping[str, str], back: Ex
     ):
         if os.path.samestat(os.fstat(netns), os.stat("/proc/self/ns/net")):
             raise ConfigError(f"{text}: it is in your own network namespace: its traffic is the machine's")
-        found = fabric.call_with((netns, root), "adopt", values)
-    target = {"kind": "pod", "namespace": found["namespace"], "name": found["name"]}
-    back.callback(_dismiss, session, target)
-    return target
+        return fabric.call_with((netns, root), method, values)
 
 
 def _guest_named(session: Session, text: str) -> dict[str, str]:
@@ -202,21 +225,43 @@ def _switch(
     known: Sequence[str | dict[str, str]],
     mode: str,
     options: Mapping[str, Any],
+    guests: Sequence[Mapping[str, Any]] = (),
 ) -> int:
+    """Have control do it, or say what it would do.
+
+    Args:
+        guests: What a dry run found of those that control does not know.
+    """
     targets = [
         target
         for each in known
         for target in (targets_of(session, [each]) if isinstance(each, str) else [each])
     ]
-    with session.control() as control:
-        stream = control.stream("enroll", targets=targets, mode=mode, timeout=session.timeout, **options)
-        result = _follow(session, stream, mode)
+    result: dict[str, Any] = {"mode": mode, "existing": options["existing"], "dry_run": True}
+    if targets:
+        with session.control() as control:
+            stream = control.stream("enroll", targets=targets, mode=mode, timeout=session.timeout, **options)
+            result = _follow(session, stream, mode)
+    if guests:
+        result = _with_guests(result, guests)
     session.emit("Enrollment", result, lambda: _text(session, texts, mode, result))
     if options["dry_run"]:
         session.say("Dry run: nothing was changed.")
     if mode == "sidecar" and result.get("restarts"):
         session.say(f"{result['restarts']} pods were restarted to place the sidecars, as in a cluster.")
     return int(ExitCode.FAILED) if result.get("failed") else 0
+
+
+def _with_guests(result: Mapping[str, Any], guests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    blocked = sum(1 for line in guests if any(each["blocks"] for each in line.get("findings", ())))
+    return {
+        "restarts": 0,
+        "failed": 0,
+        "skipped": {},
+        **result,
+        "pods": [*result.get("pods", ()), *guests],
+        "blocked": int(result.get("blocked") or 0) + blocked,
+    }
 
 
 def _follow(session: Session, stream: Any, mode: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from ambient.control.capture_plan import UNMOVED, Capture, Phase, published, rep
 from ambient.control.distribution import Distribution, Peer
 from ambient.control.issuer import Issuer
 from ambient.control.node_pods import NodePods
-from ambient.control.pods import Pod, Role, Status
+from ambient.control.pods import Guest, Pod, Role, Status
 from ambient.control.pods_plan import Wanted, wanted_pods
 from ambient.control.registry_builder import RegistryBuilder
 from ambient.control.registry_plan import Registry
@@ -177,6 +177,24 @@ class Cluster:
         if known is not None and known.guest is not None and known.guest.status.netns == guest.status.netns:
             self._dismissed.discard(key)
             return self._by_key[key]
+        self._require_welcome(wanted, guest)
+        self._guests[key] = wanted
+        self._dismissed.discard(key)
+        self.changed()
+        return self._by_key[key]
+
+    def imagine(self, wanted: Wanted) -> Pod:
+        """The pod that ``welcome`` would make of a guest, which nobody else learns of.
+
+        Raises:
+            ConfigError: it would not be welcome.
+        """
+        assert wanted.guest is not None
+        self._require_welcome(wanted, wanted.guest)
+        return self._made_of(wanted, "", wanted.guest.node, wanted.guest.addresses)
+
+    def _require_welcome(self, wanted: Wanted, guest: Guest) -> None:
+        key = (wanted.namespace, wanted.name)
         if self.store.get("Namespace", "", wanted.namespace) is None:
             raise ConfigError(f"namespace {wanted.namespace!r} does not exist; see: ambient get namespaces")
         if guest.node not in self.nodes:
@@ -186,10 +204,6 @@ class Cluster:
         for pod in self._pods.values():
             if taken := set(pod.addresses) & set(guest.addresses):
                 raise ConfigError(f"{min(taken)} is the address of pod {pod.namespace}/{pod.name} already")
-        self._guests[key] = wanted
-        self._dismissed.discard(key)
-        self.changed()
-        return self._by_key[key]
 
     def dismiss(self, key: Key, *, vanished: bool) -> None:
         """Forget a guest: at once if it has *vanished*, else when it has left the mesh.
@@ -402,8 +416,18 @@ class Cluster:
         generation = self._generations[key] = self._generations.get(key, 0) + 1
         node = before.node if before else self._place(wanted)
         addresses = self._addresses(wanted, node, before)
+        uid = f"Kubernetes//Pod/{wanted.namespace}/{wanted.name}#{generation}"
+        pod = self._made_of(wanted, uid, node, addresses)
+        pod.mode = Mode.SIDECAR if self.desired(pod) is Mode.SIDECAR and not pod.guest else Mode.NONE
+        self._pods[pod.uid] = self._by_key[key] = pod
+        self._touched.add(pod.uid)
+        self._dirty = True
+        self._tell("add", pod)
+        return True
+
+    def _made_of(self, wanted: Wanted, uid: str, node: str, addresses: tuple[str, ...]) -> Pod:
         pod = Pod(
-            uid=f"Kubernetes//Pod/{wanted.namespace}/{wanted.name}#{generation}",
+            uid=uid,
             namespace=wanted.namespace,
             name=wanted.name,
             owner=wanted.owner,
@@ -412,16 +436,11 @@ class Cluster:
             spec=wanted.spec,
             role=wanted.role,
             engine=wanted.engine or self.engines.get(wanted.namespace, "ambient"),
-            labels=self._labels(key, wanted.spec.labels),
+            labels=self._labels((wanted.namespace, wanted.name), wanted.spec.labels),
         )
         if wanted.guest is not None:
             pod.guest, pod.status = True, wanted.guest.status
-        pod.mode = Mode.SIDECAR if self.desired(pod) is Mode.SIDECAR and not pod.guest else Mode.NONE
-        self._pods[pod.uid] = self._by_key[key] = pod
-        self._touched.add(pod.uid)
-        self._dirty = True
-        self._tell("add", pod)
-        return True
+        return pod
 
     def _fits(self, wanted: Wanted) -> bool:
         """Whether there is room now; ``apply`` sees to it that there will be once old pods have ended."""

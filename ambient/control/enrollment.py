@@ -180,7 +180,7 @@ class Enroller:
         pods = [_would_be(request, plan, pod, mode) for pod, mode in plan.moves]
         for line, (pod, mode) in zip(pods, plan.moves, strict=True):
             if mode is Mode.AMBIENT:
-                line |= self._consequences(request, pod, surveys.get(pod.uid))
+                line |= _consequences(self._cluster, request.existing, pod, surveys.get(pod.uid))
         return {
             "mode": request.mode.value,
             "existing": request.existing,
@@ -190,19 +190,6 @@ class Enroller:
             "failed": 0,
             "blocked": sum(1 for line in pods if any(each["blocks"] for each in line.get("findings", ()))),
             "skipped": dict(plan.skipped),
-        }
-
-    def _consequences(self, request: Request, pod: Pod, survey: Mapping[str, Any] | None) -> dict[str, Any]:
-        found = [each.as_dict() for each in findings(pod, self._cluster.store, survey)]
-        # Of an enrolled pod the connections that are open are the mesh's.
-        old = survey if survey is not None and not is_enrolled(pod) else {}
-        count, kept = old.get("established", 0), request.existing == "keep"
-        return {
-            "findings": found,
-            "rules": survey.get("rules", "") if survey else "",
-            "established_connections": list(old.get("connections", ())),
-            "established_connections_kept": count if kept else 0,
-            "established_connections_reset": 0 if kept else count,
         }
 
     def _result(self, request: Request, plan: Plan, progress: _Progress) -> dict[str, Any]:
@@ -251,6 +238,28 @@ class _Undo:
         spaces = {name: labels for name, labels in self._spaces.items() if name not in worked}
         self._cluster.pod_labels.update(mine)
         write_labels(self._cluster, spaces, {key: {} for key in mine})
+
+
+def guest_forecast(cluster: Cluster, pod: Pod, survey: Mapping[str, Any], existing: str) -> dict[str, Any]:
+    """The line of a dry run for a guest that is no pod yet."""
+    would_be = _line(pod, enrolled=False, reason=f"would be {Mode.AMBIENT.value}")
+    return {**would_be, **_consequences(cluster, existing, pod, survey)}
+
+
+def _consequences(
+    cluster: Cluster, existing: str, pod: Pod, survey: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    found = [each.as_dict() for each in findings(pod, cluster.store, survey)]
+    # Of an enrolled pod the connections that are open are the mesh's.
+    old = survey if survey is not None and not is_enrolled(pod) else {}
+    count, kept = old.get("established", 0), existing == "keep"
+    return {
+        "findings": found,
+        "rules": survey.get("rules", "") if survey else "",
+        "established_connections": list(old.get("connections", ())),
+        "established_connections_kept": count if kept else 0,
+        "established_connections_reset": 0 if kept else count,
+    }
 
 
 def write_labels(

@@ -14,6 +14,7 @@ import trio
 
 from ambient.control.cluster import Cluster
 from ambient.control.distribution import Peer
+from ambient.control.enrollment import guest_forecast
 from ambient.control.params import take, take_one_of
 from ambient.control.pods import Guest, Status
 from ambient.control.pods_plan import Wanted
@@ -46,6 +47,7 @@ class FabricLink:
             "watch_pods": self.watch_pods,
             "pod_status": self.pod_status,
             "welcome": self.welcome,
+            "foresee": self.foresee,
             "dismiss": self.dismiss,
         }
 
@@ -84,6 +86,13 @@ class FabricLink:
     async def welcome(self, call: Call) -> dict[str, Any]:
         """A namespace that somebody else made is to count as a pod; answers its uid."""
         return {"uid": self._cluster.welcome(guest_of(call.params)).uid}
+
+    async def foresee(self, call: Call) -> dict[str, Any]:
+        """How enrolling such a namespace would go, which was surveyed; nothing is changed."""
+        pod = self._cluster.imagine(guest_of(call.params))
+        surveyed = take(call.params, "survey", dict)
+        existing = take_one_of(call.params, "existing", ("keep", "reset"), "keep")
+        return guest_forecast(self._cluster, pod, surveyed, existing)
 
     async def dismiss(self, call: Call) -> dict[str, Any]:
         """That one has gone, or is to be forgotten when it has left the mesh."""

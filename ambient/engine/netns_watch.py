@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from ambient.engine.netns import in_netns
+from ambient.engine.xtables import XtablesWatch
 from ambient.wire import netlink, netlink_diag, nft_generation
 from ambient.wire.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, NETLINK_SOCK_DIAG
 from ambient.wire.netlink_diag import TcpSocket
@@ -42,8 +43,14 @@ _STATE = _HEADER.size + 1
 _COOKIE = slice(_HEADER.size + 4 + 40, _HEADER.size + 4 + 48)
 _INODE = slice(_HEADER.size + 4 + 48 + 16, _HEADER.size + 4 + 48 + 20)
 
+# To these REDIRECT sends lookups.
+_LOOPBACKS = ("127.0.0.1", "::1")
 # Port -> (inode, cookie) of who listens there.
 Holders: TypeAlias = dict[int, tuple[int, bytes]]
+# (protocol, address, port): where captured lookups arrive.
+Door: TypeAlias = tuple[str, str, int]
+DoorHolders: TypeAlias = dict[Door, tuple[int, bytes]]
+_PROTOCOLS = {"tcp": netlink_diag.IPPROTO_TCP, "udp": netlink_diag.IPPROTO_UDP}
 
 
 class NetnsWatch:
@@ -52,21 +59,30 @@ class NetnsWatch:
     Args:
         netns: Descriptor of the namespace; not kept.
         ports: Whose listeners ``listeners`` looks for.
+        names_port: Where lookups arrive, on loopback; 0 if they are nobody's business.
+        legacy: Whether rules of the legacy iptables are looked at too, which have no generation.
 
     Raises:
         OSError: the namespace cannot be entered, or no descriptor is left.
     """
 
-    def __init__(self, netns: int, ports: Sequence[int]) -> None:
+    def __init__(
+        self, netns: int, ports: Sequence[int], *, names_port: int = 0, legacy: bool = False
+    ) -> None:
         self.ports = tuple(ports)
         self._sockets: list[socket.socket] = []
+        self._legacy: XtablesWatch | None = None
         try:
             self._rules = self._open(netns, NETLINK_NETFILTER, (nft_generation.NFNLGRP_NFTABLES,))
             self._routing = self._open(netns, NETLINK_ROUTE, nft_generation.ROUTING_GROUPS)
             self._diag = self._open(netns, NETLINK_SOCK_DIAG, ())
+            if legacy:
+                self._legacy = XtablesWatch(netns)
         except OSError:
             self.close()
             raise
+        self.doors = self._doors(netns, names_port) if names_port else ()
+        self._find_doors = netlink.encode_all([_find_door(door) for door in self.doors], _SEQUENCE)
         self._ask = netlink.encode_all([nft_generation.ask_generation()], _SEQUENCE)
         self._family = 0
         # Dual-stack listeners are found as IPv6 ones; a kernel without IPv6 has only the others.
@@ -79,24 +95,41 @@ class NetnsWatch:
         """Close the sockets; twice is fine."""
         for each in self._sockets:
             each.close()
+        if self._legacy is not None:
+            self._legacy.close()
 
-    def fingerprint(self) -> bytes:
-        """The generation and the listeners in one: equal bytes mean that nothing moved.
+    def fingerprint(self, *, names: bool = False) -> bytes:
+        """The rules and the listeners in one: equal bytes mean that nothing moved.
+
+        Args:
+            names: With those who wait for lookups.
 
         Raises:
             OSError: the kernel does not answer.
         """
-        parts = [self.generation().to_bytes(4, "big")]
+        parts = [self.rules()]
         ask, receive = self._find[self._family], self._diag.recv
         self._diag.send(ask)
         for _ in self.ports:
             answer = receive(ANSWER_BYTES)
             parts += (answer[_COOKIE], answer[_INODE])
+        if names:
+            for inode, cookie in self.name_servers().values():
+                parts += (cookie, inode.to_bytes(4, "big"))
         return b"".join(parts)
 
     def event_fds(self) -> tuple[int, int]:
         """What becomes readable when rules or routing change."""
         return self._rules.fileno(), self._routing.fileno()
+
+    def rules(self) -> bytes:
+        """The state of the rules: equal bytes mean that nobody changed any.
+
+        Raises:
+            OSError: the kernel does not answer.
+        """
+        generation = self.generation().to_bytes(4, "big")
+        return generation if self._legacy is None else generation + self._legacy.digest()
 
     def generation(self) -> int:
         """The generation of the rules; news of changes that waited are taken along.
@@ -139,6 +172,41 @@ class NetnsWatch:
                 break
         return found
 
+    def name_servers(self) -> DoorHolders:
+        """Who waits for lookups; a door at which nobody waits is not in it."""
+        found: DoorHolders = {}
+        if self.doors:
+            self._diag.send(self._find_doors)
+        for door in self.doors:
+            answer = self._diag.recv(ANSWER_BYTES)
+            if _kind(answer) == netlink_diag.SOCK_DIAG_BY_FAMILY:
+                found[door] = (int.from_bytes(answer[_INODE], sys.byteorder), answer[_COOKIE])
+        return found
+
+    def _doors(self, netns: int, port: int) -> tuple[Door, ...]:
+        """The doors that there can be: of the families that the pod's loopback has.
+
+        A kernel without udp_diag answers as if nobody were there, so it is tried with a socket of ours.
+        """
+        found: list[Door] = []
+        for host in _LOOPBACKS:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            try:
+                with in_netns(netns):
+                    trial = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+                with trial:
+                    trial.bind((host, 0))
+                    self._diag.send(
+                        netlink.encode_all([_find_door(("udp", host, trial.getsockname()[1]))], _SEQUENCE)
+                    )
+                    answer = self._diag.recv(ANSWER_BYTES)
+            except OSError:
+                continue
+            found.append(("tcp", host, port))
+            if _kind(answer) == netlink_diag.SOCK_DIAG_BY_FAMILY:
+                found.append(("udp", host, port))
+        return tuple(found)
+
     def living(self, connections: Sequence[TcpSocket]) -> list[TcpSocket]:
         """Those of *connections* that are still there."""
         return [each for each in connections if self._is_there(each)]
@@ -159,6 +227,12 @@ class NetnsWatch:
         for group in groups:
             made.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
         return made
+
+
+def _find_door(door: Door) -> netlink.Request:
+    protocol, host, port = door
+    family = netlink.AF_INET6 if ":" in host else netlink.AF_INET
+    return netlink_diag.find_door(family, _PROTOCOLS[protocol], host, port)
 
 
 def _receive(sock: socket.socket) -> bytes:

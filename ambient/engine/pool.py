@@ -3,7 +3,9 @@
 Floor 2: obeys ``ambient.model.pool_plan``, which decides; here are the descriptors.
 
 Trying again is harmless as long as nothing was answered: the application's bytes are sent only after the
-200. So a request that lost a *reused* connection before its answer gets one more, on another.
+200. So a request that lost a *reused* connection before its answer gets one more, on another; and so does
+one that a *fresh* connection did not take (REFUSED_STREAM, or a GOAWAY that leaves it out): whoever leaves
+the mesh and is back at once says so on what had knocked before. A fresh connection that dies is an answer.
 """
 
 from __future__ import annotations
@@ -92,7 +94,7 @@ class TunnelPool:
         """Open a stream on a pooled connection, or on a new one; *on_opened* as in ``open_stream``.
 
         Concurrent first users share one handshake and all learn of its failure. A pooled connection
-        that turns out dead before it answered is replaced once.
+        that turns out dead before it answered is replaced once, and so is one that takes no streams.
         """
         request = _Request(self, key, authority, headers, on_opened, deadline)
         if self._closed:
@@ -185,8 +187,8 @@ class TunnelPool:
 
     def _refused(self, request: _Request, answer: Exception) -> None:
         connection = request.connection
-        retry = request.reused and not request.retried and isinstance(answer, TunnelLost) and answer.retryable
-        if retry and not self._closed:
+        lost = isinstance(answer, TunnelLost) and answer.retryable and (request.reused or answer.unprocessed)
+        if lost and not request.retried and not self._closed:
             request.retried = True
             self._obey(self._plan.retire(connection))
             self._released(connection)

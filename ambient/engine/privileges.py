@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 
 CAP_NET_ADMIN, CAP_NET_RAW, CAP_SYS_ADMIN = 12, 13, 21
 # Entering pods' network namespaces (setns), and in them marked and transparent sockets, rules and routes.
 NODE_DAEMON = frozenset({CAP_NET_ADMIN, CAP_SYS_ADMIN})
-# Marked and transparent sockets in its own pod.
-SIDECAR = frozenset({CAP_NET_ADMIN})
 NOTHING: frozenset[int] = frozenset()
 
 _PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 23, 24, 38, 47
@@ -23,7 +22,21 @@ _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _VERSION_3 = 0x20080522
 _LAST = 63
 
+# From this Linux on SO_MARK may be set by whoever has NET_RAW; IP_TRANSPARENT could be long before.
+_MARK_BY_RAW = (5, 17)
+
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def sidecar(release: str) -> frozenset[int]:
+    """What marked and transparent sockets in its own pod need: nothing that could change the pod's network.
+
+    Args:
+        release: The kernel's, for example ``"6.1.0-18-amd64"``.
+    """
+    version = re.match(r"(\d+)\.(\d+)", release)
+    new = version is not None and tuple(map(int, version.groups())) >= _MARK_BY_RAW
+    return frozenset({CAP_NET_RAW if new else CAP_NET_ADMIN})
 
 
 class _Header(ctypes.Structure):

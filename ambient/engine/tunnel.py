@@ -174,7 +174,9 @@ class TunnelConnection:
         """
         try:
             if self.closed or not self.wire.can_open:
-                raise TunnelLost("the connection takes no more streams", retryable=True)
+                # A GOAWAY came before we had asked; a connection that just died has said no such thing.
+                unasked = not self.closed
+                raise TunnelLost("it takes no more streams", retryable=True, unprocessed=unasked)
             stream = self.wire.open(authority, headers)
         except AmbientError as exc:
             self._reactor.call_soon(partial(on_opened, exc), _recorded)
@@ -355,7 +357,8 @@ class TunnelConnection:
     def _on_reset(self, event: events.StreamReset) -> None:
         opening = self._opening.pop(event.stream, None)
         if opening is not None:
-            self._answer(opening, TunnelLost(_why(event), retryable=event.unprocessed))
+            unprocessed = event.unprocessed
+            self._answer(opening, TunnelLost(_why(event), retryable=unprocessed, unprocessed=unprocessed))
             self._close_if_drained()
         elif event.stream.owner is not None:
             owner: TunnelStream = event.stream.owner

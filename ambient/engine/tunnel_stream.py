@@ -45,11 +45,13 @@ class TunnelLost(AmbientError):
 
     Attributes:
         retryable: Trying again on another connection does no harm: the request was not answered.
+        unprocessed: The peer says that it did nothing about it, and would take it elsewhere (RFC 9113 8.7).
     """
 
-    def __init__(self, message: str, *, retryable: bool = False) -> None:
+    def __init__(self, message: str, *, retryable: bool = False, unprocessed: bool = False) -> None:
         super().__init__(message)
         self.retryable = retryable
+        self.unprocessed = unprocessed
 
 
 class TunnelStream:

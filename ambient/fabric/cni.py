@@ -118,7 +118,7 @@ class Plugins:
                 note(f"pod {order.full_name}: {exc}")
 
     def _chain(self, node: Node, order: PodOrder) -> tuple[Config, ...]:
-        captured = order.role == "app" and order.mode != "sidecar"
+        captured = cni_plan.waits_for_capture(order.role, order.mode)
         return cni_plan.chain(
             self.kind,
             node.plan,

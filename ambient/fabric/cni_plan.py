@@ -32,6 +32,11 @@ BRIDGE = "cni0"
 DIRECTORIES = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
 
 
+def waits_for_capture(role: str, mode: str) -> bool:
+    """Whether a pod may be one that runs captured from its first moment on: control's word is waited for."""
+    return role == "app" and mode != "sidecar"
+
+
 def network_name(plan: NodePlan) -> str:
     """The name of a node's pod network."""
     return f"ambient-{plan.name}"

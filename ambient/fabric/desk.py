@@ -48,6 +48,7 @@ class Desk:
             "restart_ztunnel": self.restart_ztunnel,
             "down": self.down,
             "adopt": self.guests.adopt,
+            "examine": self.guests.examine,
             "find_guest": self.guests.find,
             "dismiss": self.guests.dismiss,
         }

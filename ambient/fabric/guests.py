@@ -37,6 +37,8 @@ from ambient.fabric.guests_plan import (
 )
 from ambient.fabric.syscalls import MountFlag, Namespace
 from ambient.redirect.backends import BACKEND_NAME, Backend
+from ambient.redirect.survey import survey
+from ambient.wire.xds import NodePod
 
 # How often guests are looked after; picked, not measured: reading one /proc/PID/stat each costs microseconds.
 WATCH_SECONDS = 1.0
@@ -86,6 +88,39 @@ class Guests:
                 else:
                     await self._welcome(guest, netns, call.params)
             return {"namespace": guest.namespace, "name": guest.name, "uid": guest.uid}
+        finally:
+            for fd in call.fds:
+                os.close(fd)
+
+    async def examine(self, call: Call) -> dict[str, Any]:
+        """How taking in and enrolling a namespace would go; nothing is changed. Descriptors as for ``adopt``.
+
+        Answers ``{"known": NAME}`` for one that is a guest already.
+
+        Raises:
+            ConfigError: it cannot be a guest, and why.
+        """
+        try:
+            self._require_possible()
+            netns, _root = _two(call.fds)
+            _require_network(netns)
+            guest = self._known.get(netns_identity(netns))
+            if guest is not None:
+                return {"known": {"namespace": guest.namespace, "name": guest.name}}
+            draft = self._draft(netns, call.params, netns_path=f"/proc/self/fd/{netns}")
+            told = self._told(draft, netns, call.params)
+            pod = NodePod(
+                uid="",
+                namespace=draft.namespace,
+                name=draft.name,
+                service_account=told["service_account"],
+                addresses=tuple(told["addresses"]),
+                netns=draft.netns,
+                mode="none",
+            )
+            found = await trio.to_thread.run_sync(survey, pod, frozenset[int](), self.rules)
+            existing = str(call.params.get("existing") or "keep")
+            return dict(await self.control.call("foresee", survey=found, existing=existing, **told))
         finally:
             for fd in call.fds:
                 os.close(fd)
@@ -142,6 +177,26 @@ class Guests:
     # Coming -----------------------------------------------------------------------------------
 
     async def _take_in(self, netns: int, root: int, params: Mapping[str, Any]) -> Guest:
+        self._made += 1
+        guest = self._draft(netns, params, netns_path=f"{self.run_dir}/guests/{self._made}")
+        _bind(netns, guest.netns)
+        try:
+            guest = await self._welcome(guest, netns, params)
+        except BaseException:
+            _unbind(guest.netns)
+            raise
+        self._roots[guest.identity] = os.dup(root)
+        self._write_down()
+        where = f"pid {guest.pid or 'unknown'} {guest.path}".rstrip()
+        note(f"guest {guest.namespace}/{guest.name}: taken in, {where}")
+        return guest
+
+    def _draft(self, netns: int, params: Mapping[str, Any], *, netns_path: str) -> Guest:
+        """What the namespace would be as a guest.
+
+        Raises:
+            ConfigError: it is none, or cannot be called so.
+        """
         identity = netns_identity(netns)
         refuse_known(identity, self.ours(), self.machine)
         pid = int(params.get("pid", 0))
@@ -149,8 +204,7 @@ class Guests:
         if not pid:
             pid = next(iter(_inhabitants(identity)), 0)
         name = str(params.get("name") or "") or default_name(_program(pid), int(params.get("pid", 0)), path)
-        self._made += 1
-        guest = Guest(
+        return Guest(
             uid="",
             namespace=str(params["namespace"]),
             name=check_name(name),
@@ -158,34 +212,27 @@ class Guests:
             pid=pid,
             started=procfs.start_ticks(pid),
             path=path,
-            netns=f"{self.run_dir}/guests/{self._made}",
+            netns=netns_path,
         )
-        _bind(netns, guest.netns)
-        try:
-            guest = await self._welcome(guest, netns, params)
-        except BaseException:
-            _unbind(guest.netns)
-            raise
-        self._roots[identity] = os.dup(root)
-        self._write_down()
-        note(f"guest {guest.namespace}/{guest.name}: taken in, pid {pid or 'unknown'} {path}".rstrip())
-        return guest
 
     async def _welcome(self, guest: Guest, netns: int, params: Mapping[str, Any]) -> Guest:
-        with NetlinkSocket(netns) as nl:
-            addresses = reachable(each.cidr for each in nl.addresses())
-        answer = await self.control.call(
-            "welcome",
-            node=str(params.get("node") or self.nodes[0]),
-            namespace=guest.namespace,
-            name=guest.name,
-            service_account=str(params.get("service_account") or "default"),
-            container=_program(guest.pid) or guest.name,
-            addresses=list(addresses),
-            **_status(guest),
-        )
+        answer = await self.control.call("welcome", **self._told(guest, netns, params))
         known = self._known[guest.identity] = replace(guest, uid=answer["uid"])
         return known
+
+    def _told(self, guest: Guest, netns: int, params: Mapping[str, Any]) -> dict[str, Any]:
+        """What control is told of a guest."""
+        with NetlinkSocket(netns) as nl:
+            addresses = reachable(each.cidr for each in nl.addresses())
+        return {
+            "node": str(params.get("node") or self.nodes[0]),
+            "namespace": guest.namespace,
+            "name": guest.name,
+            "service_account": str(params.get("service_account") or "default"),
+            "container": _program(guest.pid) or guest.name,
+            "addresses": list(addresses),
+            **_status(guest),
+        }
 
     # Going ------------------------------------------------------------------------------------
 

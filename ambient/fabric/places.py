@@ -16,11 +16,11 @@ from ambient.engine.netlink import NetlinkSocket
 from ambient.engine.netns import open_netns
 from ambient.engine.rpc import AdminClient
 from ambient.errors import AmbientError
-from ambient.fabric import etc_plan, wiring
+from ambient.fabric import capture, cni_plan, etc_plan, wiring
 from ambient.fabric.cni import Plugins
 from ambient.fabric.initclient import InitClient
 from ambient.fabric.launch import Pause
-from ambient.fabric.nodes import Node
+from ambient.fabric.nodes import Node, cni_path
 from ambient.fabric.podsource import PodOrder
 from ambient.fabric.wiring_plan import sysctls
 
@@ -65,7 +65,7 @@ class NamespacePlaces:
     Args:
         rootless: Whether pods live in user namespaces of their own.
         plugins: The CNI plugins that attach pods; None for our own wiring.
-        control: Told of a pod's namespace before its plugins run, since one of them waits for the capture.
+        control: Told of a pod's namespace before it runs, since somebody waits for the capture.
     """
 
     init: InitClient
@@ -121,17 +121,20 @@ class NamespacePlaces:
 
     async def _attach(self, node: Node, order: PodOrder, netns: int, path: str, inside: str) -> None:
         assert node.netns is not None
-        if self.plugins is None:
-            wiring.add_pod(node.plan, node.netns, netns, order.addresses)
-            return
-        with NetlinkSocket(netns) as netlink:
-            # A container runtime's part, and no plugin's that we chain.
-            netlink.set_up("lo")
 
         async def announce() -> None:
             if self.control is not None:
                 await self.control.call("pod_status", uid=order.uid, phase="Pending", netns=path)
 
+        if self.plugins is None:
+            wiring.add_pod(node.plan, node.netns, netns, order.addresses)
+            if self.control is not None and cni_plan.waits_for_capture(order.role, order.mode):
+                await announce()
+                await capture.wait(cni_path(self.run_dir, node.name), order, netns)
+            return
+        with NetlinkSocket(netns) as netlink:
+            # A container runtime's part, and no plugin's that we chain.
+            netlink.set_up("lo")
         await self.plugins.add(node, order, inside, announce)
 
     def _prober(self, node: Node, netns: int, *, shared: bool) -> int | None:

@@ -212,7 +212,9 @@ class Agent:
 
     async def _answer_survey(self, number: int, pod: NodePod) -> None:
         # Listing connections takes the kernel 10 ms and more: others go on meanwhile.
-        found = await trio.to_thread.run_sync(survey, pod, self._zds.pids(), limiter=self._surveys)
+        found = await trio.to_thread.run_sync(
+            survey, pod, self._zds.pids(), self._settings.rules, limiter=self._surveys
+        )
         self._follow.send({"kind": "surveyed", "id": number, **found})
 
     def _attested(self) -> None:

@@ -97,8 +97,7 @@ def choose(name: str) -> Backend:
 def attestable(rules: Backend) -> IptablesLegacy | None:
     """Who attests rules that nf_tables knows nothing of; None where it does.
 
-    XXX: changes of iptables rules raise no event and no generation; they are looked at whenever anything
-    else of the pod has changed, and by ``ambient redirect show --diff``. Enough for a fallback.
+    Changes of iptables rules raise no event, so they are found by the look of every second.
     """
     return rules if isinstance(rules, IptablesLegacy) else None
 

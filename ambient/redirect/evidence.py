@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 
 from ambient.engine.netlink import NetlinkSocket
-from ambient.engine.netns_watch import Holders
+from ambient.engine.netns_watch import Door, DoorHolders, Holders
 from ambient.redirect.attestation_plan import Listeners, Namespace
 from ambient.redirect.plan import ROUTING_RULES, ROUTING_TABLE, Capture, capture_plan
 from ambient.redirect.sockets import owner
@@ -88,6 +88,19 @@ def listeners(
             return Listeners.FOREIGN, f"port {port} is taken by {owner(inode) or 'another process'}"
     if missing:
         return Listeners.MISSING, f"nobody listens on port {missing[0]}"
+    return Listeners.OURS, ""
+
+
+def name_servers(
+    found: DoorHolders, doors: Iterable[Door], sockets_of_ztunnel: frozenset[int]
+) -> tuple[Listeners, str]:
+    """The same of those who wait for lookups."""
+    for (protocol, host, port), (inode, _) in sorted(found.items()):
+        if inode not in sockets_of_ztunnel:
+            who = owner(inode) or "another process"
+            return Listeners.FOREIGN, f"{protocol} port {port} of {host} is taken by {who}"
+    for protocol, host, port in sorted(set(doors) - found.keys()):
+        return Listeners.MISSING, f"nobody answers lookups on {protocol} port {port} of {host}"
     return Listeners.OURS, ""
 
 

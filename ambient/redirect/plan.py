@@ -15,6 +15,8 @@ Why each part::
                             has a socket already is left alone by nft's tproxy, which is how connections
                             older than the rules live on. Not only SYN: a handshake completed by a SYN
                             cookie begins, for the kernel, with an ACK
+               SYN          what comes here found no proxy: it has died with everybody who held its
+                            listeners. Nobody is let past it; who waits is served by the next one
     out_route  mark 0x111   that answer: routed by table 100, which says "local" for every address
     out        0x539        the proxy's own connections
                excluded     as above
@@ -164,7 +166,10 @@ def _inbound(capture: Capture) -> tuple[Rule, ...]:
         ToProxy(INBOUND_PORT),
         Accept(),
     )
-    return (*_spared(capture), captured)
+    # tproxy lets pass what it finds no listener for.
+    peers: Rule = (DestinationPort(L4.TCP, HBONE_PORT), Accept())
+    nobody_there: Rule = (Syn(), ToThisHost(), Drop())
+    return (*_spared(capture), captured, peers, nobody_there)
 
 
 def _outbound(capture: Capture) -> tuple[Rule, ...]:

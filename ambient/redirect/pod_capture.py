@@ -69,5 +69,23 @@ def install(rules: Backend, netns: int, pod: NodePod) -> Existing:
     rules.install(netns, capture_of(pod))
     if pod.existing != "reset":
         return Existing(kept=older)
-    sockets.reset(netns, older)
-    return Existing(reset=older)
+    doomed = sockets.still_past(netns, capture_of(pod), older)
+    sockets.reset(netns, doomed)
+    return Existing(reset=doomed)
+
+
+def settle(netns: int, capture: Capture, existing: Existing, *, strict: bool) -> Existing:
+    """Account for connections that came past the proxy while the pod's rules were not there.
+
+    Whoever enrolled the pod knew of the older ones; of these nobody knew. They are plaintext and counted
+    as such; those into a pod that refuses plaintext were never admitted by anybody, and are reset.
+    """
+    known = {each.cookie for each in existing.kept}
+    strays = tuple(each for each in sockets.past_the_proxy(netns, capture) if each.cookie not in known)
+    strays = sockets.still_past(netns, capture, strays)
+    served = sockets.listening_ports(netns) if strict and strays else frozenset()
+    doomed = tuple(each for each in strays if each.local_port in served)
+    if doomed:
+        sockets.reset(netns, doomed)
+    left = tuple(each for each in strays if each.local_port not in served)
+    return Existing(kept=existing.kept + left, reset=doomed)

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Any, Protocol
 
 import trio
@@ -326,10 +327,13 @@ class PodKeeper:
             match verdict.what:
                 case What.RULES:
                     await trio.to_thread.run_sync(self._around.rules.install, self._open(), self.capture)
+                    await self._settle(self._is_strict())
                 case What.LISTENERS:
                     # It may believe that it listens: forget first.
                     await self._around.ztunnel.delete(self.pod.uid)
                     await self._around.ztunnel.add(self._workload(), self._open())
+                    # A rule that finds no listener lets pass.
+                    await self._settle(self._is_strict())
                 case What.NAMESPACE:
                     await self._move()
         except (OSError, AmbientError) as exc:
@@ -406,17 +410,36 @@ class PodKeeper:
     def _is_strict(self) -> bool:
         return self._around.is_strict(self.pod.uid)
 
-    async def _leave_as_policy_says(self, strict: bool) -> None:
-        if self._netns is not None:
-            with suppress(OSError):
-                await trio.to_thread.run_sync(self._shut_or_drain, self._netns, strict)
+    async def _settle(self, strict: bool) -> None:
+        """What came in past the proxy while no rules stood: told of, and ended where policy refuses it."""
+        try:
+            found = await trio.to_thread.run_sync(
+                partial(pod_capture.settle, self._open(), self.capture, self.existing, strict=strict)
+            )
+        except OSError as exc:
+            log.error("%s may have connections past its proxy: %s", self.pod.uid, exc)
+            return
+        if came := len(found.kept) - len(self.existing.kept) + len(found.reset):
+            ended = len(found.reset)
+            log.warning("%s: %d connections came past its proxy, %d of them reset", self.pod.uid, came, ended)
+        self.existing = Existing(kept=found.kept)
 
-    def _shut_or_drain(self, netns: int, strict: bool) -> None:
+    async def _leave_as_policy_says(self, strict: bool) -> None:
+        if self._netns is None:
+            return
+        with suppress(OSError):
+            if await trio.to_thread.run_sync(self._shut_or_drain, self._netns, strict):
+                await self._settle(strict)
+
+    def _shut_or_drain(self, netns: int, strict: bool) -> bool:
+        """Whether it was closed by this."""
         now = self._around.rules.standing(netns, self.capture)
         if strict and now is not Standing.CLOSED:
             self._around.rules.put(netns, closed_plan(self.capture))
-        elif not strict and now not in (Standing.NONE, Standing.DRAINING):
+            return True
+        if not strict and now not in (Standing.NONE, Standing.DRAINING):
             self._around.rules.put(netns, drain_plan())
+        return False
 
     async def _mend(self, asked: bool) -> None:
         """It is enrolled as it should be; make sure of the rules and say so."""

@@ -22,7 +22,7 @@ from ambient.redirect.plan import (
 )
 from ambient.wire import netlink_diag
 from ambient.wire.netlink import AF_INET, AF_INET6, NETLINK_SOCK_DIAG
-from ambient.wire.netlink_diag import CLOSE_WAIT, ESTABLISHED, LISTEN, TcpSocket
+from ambient.wire.netlink_diag import CARRYING, CLOSE_WAIT, ESTABLISHED, LISTEN, TcpSocket
 
 PROXY_PORTS = (OUTBOUND_PORT, INBOUND_PORT, HBONE_PORT)
 
@@ -32,11 +32,16 @@ def listeners(netns: int, ports: tuple[int, ...] = PROXY_PORTS) -> tuple[TcpSock
     return tuple(each for each in _sockets(netns, LISTEN) if each.local_port in ports)
 
 
+def listening_ports(netns: int) -> frozenset[int]:
+    """Where anybody listens in the namespace."""
+    return frozenset(each.local_port for each in _sockets(netns, LISTEN))
+
+
 def established(netns: int) -> tuple[TcpSocket, ...]:
-    """Connections to elsewhere that are open; those within the pod are never captured and not counted."""
+    """Connections to elsewhere that carry bytes; those within the pod are never captured and not counted."""
     if _only_listens(netns):
         return ()
-    return tuple(each for each in _sockets(netns, ESTABLISHED, CLOSE_WAIT) if not _stays_inside(each))
+    return tuple(each for each in _sockets(netns, *CARRYING) if not _stays_inside(each))
 
 
 def past_the_proxy(netns: int, capture: Capture) -> tuple[TcpSocket, ...]:
@@ -47,11 +52,24 @@ def past_the_proxy(netns: int, capture: Capture) -> tuple[TcpSocket, ...]:
     return unproxied(established(netns), capture)
 
 
+def still_past(netns: int, capture: Capture, found: tuple[TcpSocket, ...]) -> tuple[TcpSocket, ...]:
+    """Those of *found* which a second look does not clear.
+
+    A listing takes its time: it may have an application's new socket, and have been too early for that of
+    the proxy which dialled it. Nothing is reset by one look.
+    """
+    if not found:
+        return ()
+    again = {each.cookie for each in past_the_proxy(netns, capture)}
+    return tuple(each for each in found if each.cookie in again)
+
+
 def unproxied(found: Iterable[TcpSocket], capture: Capture) -> tuple[TcpSocket, ...]:
     """Those of a captured pod's connections that have no socket of the proxy as their other end. Pure.
 
     An application's connection out was redirected if the proxy accepted it on its port, from the same
-    address and port; one in was proxied if the proxy dialled it, carrying the client's.
+    address and port; one in was proxied if the proxy dialled it, carrying the client's. The proxy's end may
+    have said that it is done while the application has more to say.
     """
     everything = tuple(found)
     proxies = [each for each in everything if each.mark & MARK_MASK == PROXY_MARK]
@@ -61,6 +79,7 @@ def unproxied(found: Iterable[TcpSocket], capture: Capture) -> tuple[TcpSocket, 
         each
         for each in everything
         if each not in proxies
+        and each.state in (ESTABLISHED, CLOSE_WAIT)
         and (each.local, each.local_port) not in accepted
         and (each.remote, each.remote_port, each.local, each.local_port) not in dialled
         and not _is_spared(each, capture.exclusions)

@@ -11,28 +11,26 @@ from typing import Any
 from ambient.engine.netns import open_netns
 from ambient.errors import AmbientError
 from ambient.model.address import format_hostport
-from ambient.redirect import backend, pod_capture, sockets, text
-from ambient.redirect.plan import (
-    DNS_CAPTURE_PORT,
-    LOCAL_ROUTES,
-    ROUTING_RULES,
-    ROUTING_TABLE,
-    Capture,
-    capture_plan,
-)
-from ambient.wire.netlink import AF_INET
+from ambient.redirect import pod_capture, sockets
+from ambient.redirect.backends import Backend
+from ambient.redirect.plan import DNS_CAPTURE_PORT, Capture, capture_plan
 from ambient.wire.netlink_diag import TcpSocket
 from ambient.wire.xds import MAX_EXISTING_SHOWN, NodePod
 
 
-def survey(pod: NodePod, ztunnels: frozenset[int]) -> dict[str, Any]:
+def survey(pod: NodePod, ztunnels: frozenset[int], rules: Backend) -> dict[str, Any]:
     """Look at *pod* and answer ``{rules, standing, established, connections, blocker, note}``.
 
     ``established`` counts the connections that are open, ``connections`` shows the first of them; what
     stands in the way is the ``blocker``, what may some day the ``note``, "" if nothing does.
     """
     capture = pod_capture.capture_of(pod)
-    found: dict[str, Any] = {"rules": rules_text(capture), "standing": "none", "blocker": "", "note": ""}
+    found: dict[str, Any] = {
+        "rules": rules_text(rules, capture),
+        "standing": "none",
+        "blocker": "",
+        "note": "",
+    }
     found |= {"established": 0, "connections": []}
     try:
         netns = open_netns(pod.netns)
@@ -42,7 +40,7 @@ def survey(pod: NodePod, ztunnels: frozenset[int]) -> dict[str, Any]:
         pod_capture.check(netns, ztunnels)
         taken = _dns_port_taken(netns, ztunnels)
         found["blocker" if capture.dns else "note"] = taken
-        found["standing"] = backend.standing(netns, capture).name.lower()
+        found["standing"] = rules.standing(netns, capture).name.lower()
     except (OSError, AmbientError) as exc:
         found["blocker"] = str(exc)
     try:
@@ -70,15 +68,6 @@ def shown(connections: tuple[TcpSocket, ...]) -> list[str]:
     ]
 
 
-def rules_text(capture: Capture) -> str:
-    """The rules and routes of a capture, as ``nft`` and ``ip`` would read them."""
-    routing = [
-        f"{_ip(rule.family)} rule add fwmark {rule.mark:#x}/{rule.mask:#x} pref {rule.priority} "
-        f"lookup {ROUTING_TABLE}\n{_ip(rule.family)} route add local {route} dev lo table {ROUTING_TABLE}\n"
-        for rule, route in zip(ROUTING_RULES, LOCAL_ROUTES, strict=True)
-    ]
-    return f"{text.format_table(capture_plan(capture))}{''.join(routing)}"
-
-
-def _ip(family: int) -> str:
-    return "ip" if family == AF_INET else "ip -6"
+def rules_text(rules: Backend, capture: Capture) -> str:
+    """The rules and routes of a capture, in the words of whoever would put them in."""
+    return "".join(f"{line}\n" for line in rules.planned(capture_plan(capture)))

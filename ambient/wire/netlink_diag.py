@@ -15,11 +15,12 @@ from ambient.errors import RemoteProtocolError
 from ambient.wire.netlink import AF_INET, NLM_F_ACK, NLM_F_DUMP, Message, Request, attributes, number
 
 SOCK_DIAG_BY_FAMILY, SOCK_DESTROY = 20, 21
-IPPROTO_TCP = 6
+IPPROTO_TCP, IPPROTO_UDP = 6, 17
 # States of TCP (net/tcp_states.h).
-ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2, CLOSE_WAIT, LISTEN = 1, 4, 5, 8, 10
+ESTABLISHED, SYN_RECV, FIN_WAIT_1, FIN_WAIT_2, CLOSE_WAIT, LISTEN = 1, 3, 4, 5, 8, 10
 # Those in which bytes may still come or go.
 CARRYING = frozenset({ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2, CLOSE_WAIT})
+_ANY = 0xFFFFFFFF
 NO_COOKIE = (0xFFFFFFFF, 0xFFFFFFFF)
 
 # family, protocol, extensions, (pad), states; then the socket's name.
@@ -72,6 +73,22 @@ def find_listener(family: int, port: int) -> Request:
     name = _NAME.pack(port, 0, bytes(16), bytes(16)) + _INTERFACE_AND_COOKIE.pack(0, *NO_COOKIE)
     body = _REQUEST.pack(family, IPPROTO_TCP, 0, 1 << LISTEN) + name
     return Request(SOCK_DIAG_BY_FAMILY, body, f"find the listener on port {port}", 0)
+
+
+def find_door(family: int, protocol: int, address: str, port: int) -> Request:
+    """Ask for the socket that waits on *port* of *address*; one answer, a refusal if there is none.
+
+    A listener's or an unconnected datagram socket's. The kernel looks up a datagram socket by the other
+    end of the name than a listener (inet(6)_diag: "src and dst are swapped for historical reasons"), so
+    both ends say the same.
+    """
+    raw = ip_address(address).packed.ljust(16, b"\0")
+    # The other end of a listener's name must be nobody's, or a connection from the port to itself is found.
+    there = (port, raw) if protocol == IPPROTO_UDP else (0, bytes(16))
+    name = _NAME.pack(port, there[0], raw, there[1]) + _INTERFACE_AND_COOKIE.pack(0, *NO_COOKIE)
+    states = 1 << LISTEN if protocol == IPPROTO_TCP else _ANY
+    body = _REQUEST.pack(family, protocol, 0, states) + name
+    return Request(SOCK_DIAG_BY_FAMILY, body, f"find who waits on port {port} of {address}", 0)
 
 
 def find(known: TcpSocket) -> Request:

@@ -108,6 +108,35 @@ async def test_refused(changes: dict[str, Any], reason: str) -> None:
             await welcome(mesh, **changes)
 
 
+SURVEY: dict[str, Any] = {
+    "rules": "table inet ambient {}",
+    "standing": "none",
+    "blocker": "port 15006 is taken by nginx (pid 71)",
+    "note": "",
+    "established": 3,
+    "connections": ["192.0.2.7:80 - 192.0.2.9:40000"],
+}
+
+
+async def test_a_guest_is_foreseen_without_a_trace() -> None:
+    """With what control knows beside what was seen in it: here, that its service account is not there."""
+    async with fake_mesh() as mesh:
+        version = mesh.cluster.registry().version
+        line = await mesh.fabric.client.call("foresee", survey=SURVEY, existing="reset", **GUEST)
+
+        reasons = [(each["blocks"], each["reason"]) for each in line["findings"]]
+        assert reasons == [
+            (True, "port 15006 is taken by nginx (pid 71)"),
+            (True, "its service account 'front' does not exist in namespace 'default'"),
+        ]
+        assert (line["name"], line["node"], line["rules"]) == ("nginx-71", "node-2", "table inet ambient {}")
+        assert line["established_connections_reset"] == 3
+        assert not mesh.cluster.pods()
+        assert mesh.cluster.registry().version == version
+        with pytest.raises(AmbientError, match="no node 'node-9'"):
+            await mesh.fabric.client.call("foresee", survey=SURVEY, **{**GUEST, "node": "node-9"})
+
+
 async def test_a_guest_gets_no_sidecar() -> None:
     """That needs a restart of something that is not ours."""
     async with fake_mesh() as mesh:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -149,6 +150,72 @@ async def test_a_closed_pod_can_be_reached_by_its_probes_only(tmp_path: Path) ->
 
         with it.pod.listen(80), pytest.raises(OSError, match="timed out"):
             it.peer.connect(it.pod.ip, 80, deadline=0.3)
+
+
+async def strayed(it: Scene, control: FakeControl) -> tuple[socket.socket, socket.socket]:
+    """(older than the capture, come in while somebody had taken the rules away): two ends at the peer."""
+    older = it.peer.connect(it.pod.ip, 80)
+    ztunnel = await it.start_ztunnel()
+    await control.name(it.wanted)
+    await reported(control, "enrolled", 1)
+    assert ztunnel.events == ["snapshot", "add web"]
+    backend.remove(it.pod.netns)
+    return older, it.peer.connect(it.pod.ip, 80)
+
+
+def is_open(sock: socket.socket) -> bool:
+    """Whether nobody has ended it."""
+    sock.setblocking(False)
+    try:
+        return bool(sock.recv(1))
+    except BlockingIOError:
+        return True
+    except ConnectionResetError:
+        return False
+
+
+@pytest.mark.parametrize("mesh", [PERMISSIVE, Change(snapshot=True)], ids=["permissive", "strict"])
+@in_namespaces
+async def test_who_came_in_while_no_rules_stood_is_accounted_for(
+    mesh: Change, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Policy was asked about none of them: counted as plaintext, or reset if policy refuses plaintext."""
+    monkeypatch.setattr(attestation.Attestor, "_on_events", _nothing)
+    async with scene(tmp_path) as it:
+        with it.pod.listen(80):
+            control = await it.start_agent(mesh)
+            older, stray = await strayed(it, control)
+            with older, stray:
+                await reported(control, "enrolled")
+                assert it.standing() is Standing.CAPTURED
+                if mesh is PERMISSIVE:
+                    await wait_for(lambda: control.plaintext() == {"web": 2})
+                else:
+                    await wait_for(lambda: not is_open(stray))
+                    await wait_for(lambda: control.plaintext() == {"web": 1})
+                assert is_open(older)
+
+
+@in_namespaces
+async def test_closing_a_pod_ends_what_came_in_before_it_was_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No policy let it in, and closed means closed; what its owner had kept is kept."""
+    monkeypatch.setattr(attestation.Attestor, "_on_events", _nothing)
+    async with scene(tmp_path) as it:
+        with it.pod.listen(80):
+            control = await it.start_agent()
+            older, stray = await strayed(it, control)
+            with older, stray:
+                monkeypatch.setattr(backend, "install", _refused)
+                assert "refused" in await reported(control, "lost")
+                await wait_for(lambda: it.standing() is Standing.CLOSED)
+                await wait_for(lambda: not is_open(stray))
+                assert is_open(older)
+
+
+def _refused(*_what: object) -> None:
+    raise OSError("refused")
 
 
 # Binds as soon as it can, says so, and stays.

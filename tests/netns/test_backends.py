@@ -12,6 +12,8 @@ from ambient.redirect import backend, backends, listing
 from ambient.redirect.backend import Standing
 from ambient.redirect.backends import Backend, IptablesLegacy, NftText, Nowhere
 from ambient.redirect.plan import INBOUND_PORT, OUTBOUND_PORT, Capture, capture_plan, closed_plan, drain_plan
+from ambient.redirect.survey import survey
+from ambient.wire.xds import NodePod
 from tests.lab import DEADLINE, POD_SYSCTLS, Lab, in_namespaces, make_netns
 
 CAPTURE = Capture()
@@ -133,6 +135,56 @@ def test_it_captures_both_ways_and_both_families(rules: Backend) -> None:
             older.sendall(b"older")
             answering.settimeout(DEADLINE)
             assert answering.recv(5) == b"older"
+
+
+@with_kernel
+@pytest.mark.parametrize("version", [4, 6])
+@in_namespaces
+def test_nobody_is_let_past_a_proxy_that_is_not_there(rules: Backend, version: int) -> None:
+    """It died with everybody who held its listeners: who comes in waits for the next one."""
+    lab = Lab()
+    client, server = lab.pod("client"), lab.pod("server", node=2)
+    address = server.ip if version == 4 else server.ip6
+    with server.listen(80) as application, client.connect(address, 80) as older:
+        taken, _ = application.accept()
+        with taken:
+            rules.install(server.netns, CAPTURE)
+            with pytest.raises(OSError, match="timed out"):
+                client.connect(address, 80, deadline=0.3)
+            older.sendall(b"older")
+            taken.settimeout(DEADLINE)
+            assert taken.recv(5) == b"older"
+        application.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            application.accept()
+        with listen_in(server.netns, INBOUND_PORT, transparent=True) as inbound:
+            inbound.settimeout(DEADLINE)
+            with client.connect(address, 80):
+                taken, _ = inbound.accept()
+                taken.close()
+
+
+@with_kernel
+@in_namespaces
+def test_a_survey_is_told_in_the_words_of_whoever_put_the_rules_in(rules: Backend) -> None:
+    """A pod captured by iptables is captured; asked by netlink it would have no rules at all."""
+    lab = Lab()
+    host = lab.pod("web")
+    pod = NodePod(
+        uid="web",
+        namespace="shop",
+        name="web",
+        service_account="web",
+        addresses=(host.ip,),
+        netns=host.netns_path,
+    )
+
+    assert survey(pod, frozenset(), rules)["standing"] == "none"
+    rules.install(host.netns, CAPTURE)
+    found = survey(pod, frozenset(), rules)
+
+    assert (found["standing"], found["blocker"]) == ("captured", "")
+    assert found["rules"].splitlines() == rules.present(host.netns, KNOWN)
 
 
 @pytest.mark.iptables

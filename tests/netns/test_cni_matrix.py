@@ -336,6 +336,44 @@ def test_rootless_refuses_strangers_with_a_sentence(tmp_path: Path, monkeypatch:
         clean.clean(str(run_dir))
 
 
+@pytest.mark.parametrize("place", ["by-hand"], indirect=True)
+def test_a_dry_run_of_a_strangers_namespace_leaves_no_trace(place: Place) -> None:
+    """Its rules, its open connections and what is in the way, without its being taken in."""
+    host = place.hosts["near"]
+    with echoing(place.hosts), ExitStack() as stack:
+        open_now = [
+            talk for talk in dial_all(place.hosts, stack) if host.ip in (talk.source, talk.destination)
+        ]
+        fine = examined(place.mesh, host)
+        with host.listen(15006):
+            blocked = examined(place.mesh, host)
+
+        assert (fine["findings"], fine["enrolled"]) == ([], False)
+        assert any("redirect to :15001" in line for line in fine["rules"].splitlines())
+        assert len(open_now) == 1
+        assert any(open_now[0].source in each for each in fine["established_connections"])
+        (finding,) = blocked["findings"]
+        assert finding["blocks"]
+        assert f"port 15006 is taken by python (pid {os.getpid()})" in finding["reason"]
+        assert place.mesh.pods() == {}
+        assert backend.standing(host.netns) is Standing.NONE
+
+
+def examined(mesh: Mesh, host: Host) -> dict[str, Any]:
+    """What a dry run of ``enroll netns/...`` would show."""
+    described = {"namespace": "test", "name": host.name, "node": "node-1", "pid": 0}
+    path = f"/proc/{os.getpid()}/fd/{host.netns}"
+    root = os.open("/", os.O_RDONLY)
+    try:
+        with BlockingAdminClient.connect(mesh.run_dir / "fabric.sock", DEADLINE) as fabric:
+            found: dict[str, Any] = fabric.call_with(
+                (host.netns, root), "examine", {**described, "path": path}
+            )
+    finally:
+        os.close(root)
+    return found
+
+
 def labelled(mesh: Mesh) -> None:
     """Have every pod of the namespace ``test`` in the mesh from its start."""
     labels = {"istio.io/dataplane-mode": "ambient"}
@@ -353,33 +391,48 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     clean.clean(str(tmp_path / "run"))
 
 
-@pytest.mark.cni
 @pytest.mark.nft
-def test_a_pod_starts_captured_or_not_at_all(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ambient-cni fails where the capture fails: here the agent has no nft, and was told to use it."""
+@pytest.mark.parametrize(
+    ("cni", "who"),
+    [
+        pytest.param("bridge", "ambient-cni ADD: pod test/web: it cannot be captured", marks=plugin),
+        ("builtin", "it cannot be captured"),
+    ],
+    ids=["bridge", "builtin"],
+)
+def test_a_pod_starts_captured_or_not_at_all(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, cni: str, who: str
+) -> None:
+    """Its start fails where the capture fails: here the agent has no nft, and was told to use it."""
     monkeypatch.setenv("AMBIENT_REDIRECT", "nft")
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
-    mesh = Mesh(run_dir, cni="bridge")
+    mesh = Mesh(run_dir, cni=cni)
     labelled(mesh)
 
     def reason() -> str:
         return str(mesh.pods().get("web", {}).get("status", {}).get("reason", ""))
 
-    wait_until(lambda: "ambient-cni ADD: pod test/web: it cannot be captured" in reason(), "the refusal")
+    wait_until(lambda: who in reason(), "the refusal")
 
     assert "there is no program nft" in reason()
     assert mesh.pods()["web"]["status"]["containerStatuses"] == []
 
 
-@pytest.mark.cni
-@pytest.mark.iptables
-@pytest.mark.parametrize("rules", ["netlink", "nft", "iptables"])
+@pytest.mark.parametrize(
+    ("cni", "rules"),
+    [
+        pytest.param("ptp", "netlink", marks=plugin),
+        pytest.param("ptp", "nft", marks=[plugin, pytest.mark.nft]),
+        pytest.param("ptp", "iptables", marks=[plugin, pytest.mark.iptables]),
+        ("builtin", "netlink"),
+    ],
+)
 def test_a_pod_of_a_labelled_namespace_is_captured_before_it_runs(
-    run_dir: Path, monkeypatch: pytest.MonkeyPatch, rules: str
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, cni: str, rules: str
 ) -> None:
     """By whatever puts the rules in; the agent has said so before the runtime went on."""
     monkeypatch.setenv("AMBIENT_REDIRECT", rules)
-    mesh = Mesh(run_dir, cni="ptp")
+    mesh = Mesh(run_dir, cni=cni)
     labelled(mesh)
 
     wait_until(lambda: mesh.pods().get("web", {}).get("status", {}).get("phase") == "Running", "the pod")

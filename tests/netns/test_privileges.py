@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ambient.engine.blocking import BlockingAdminClient
-from ambient.engine.privileges import NODE_DAEMON, NOTHING, SIDECAR
+from ambient.engine.privileges import NODE_DAEMON, NOTHING, sidecar
 from ambient.fabric import clean
 from ambient.fabric.syscalls import CONTAINER_CAPABILITIES
 from tests.netns.meshes import DEADLINE, Mesh, members, pod, wait_until
@@ -79,7 +79,7 @@ def capabilities(pid: int, name: str) -> set[int]:
         ("ztunnel", NODE_DAEMON),
         ("control", NOTHING),
         ("waypoint", NOTHING),
-        ("sidecar", SIDECAR),
+        ("sidecar", sidecar(os.uname().release)),
     ],
 )
 def test_a_daemon_has_what_it_needs_and_no_more(mesh: Mesh, role: str, kept: frozenset[int]) -> None:

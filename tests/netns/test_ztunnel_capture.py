@@ -8,17 +8,22 @@ import os
 import socket
 from collections.abc import Awaitable, Callable
 
+import pytest
 import trio
 
+from ambient.engine.netlink import NetlinkSocket
 from ambient.engine.netns import in_netns
 from ambient.model.mesh import Change
 from ambient.model.record import Direction, Flag
 from ambient.model.workload import Protocol, Workload
 from ambient.redirect import backend
 from ambient.redirect.plan import Capture
+from ambient.wire import nft_encode
+from ambient.wire.netlink import NETLINK_NETFILTER
+from ambient.wire.nft import L4, Accept, Base, Chain, DestinationPort, Drop, Hook, Syn, Table
 from tests.flow.loopback import LoopbackMesh, echo, expect_reset, info_of, read_all, run_mesh, serving, until
 from tests.flow.test_ztunnel_path import STRICT, deny_account
-from tests.lab import Host, Lab, in_namespaces
+from tests.lab import DEADLINE, Host, Lab, in_namespaces
 from ztunnel.network import NetnsNetwork
 
 MEGABYTES = 64
@@ -248,6 +253,65 @@ def test_draining_keeps_what_lives_and_new_connections_go_direct() -> None:
             for pod in (client, server):
                 backend.remove(pod.netns)
         assert {record.error for record in mesh.journal.records} == {""}
+
+    two_pods(body)
+
+
+# What a client says after its SYN is lost, for a while: it has connected, and nobody knows.
+SPEECHLESS = Table(
+    "speechless",
+    (
+        Chain(
+            "lose",
+            ((DestinationPort(L4.TCP, 8080), Syn(), Accept()), (DestinationPort(L4.TCP, 8080), Drop())),
+            Base("filter", Hook.OUTPUT, 0),
+        ),
+    ),
+)
+
+
+@in_namespaces
+def test_a_handshake_that_is_half_done_keeps_the_listener_open() -> None:
+    """The client believes that it has connected; a listener that closes under it would reset it."""
+
+    async def body(mesh: LoopbackMesh, client: Host, server: Host) -> None:
+        api = await enroll(mesh, server, "api")
+        async with serving(server.listen(8080), echo):
+            with NetlinkSocket(client.netns, NETLINK_NETFILTER) as nl:
+                nl.transaction(nft_encode.create(SPEECHLESS))
+                stream = await connect(client, server.ip, 8080)
+                await stream.send_all(b"late")
+                async with trio.open_nursery() as nursery:
+                    backend.drain(server.netns)
+                    nursery.start_soon(mesh.proxies.remove, api.uid)
+                    await trio.sleep(0.2)  # Not luck: ten times as long as a listener stays for nobody.
+                    nl.transaction(nft_encode.delete(SPEECHLESS.name))
+            with trio.fail_after(DEADLINE):
+                assert await stream.receive_some() == b"late"
+            await stream.aclose()
+            (record,) = await mesh.records(1)
+            await until(lambda: mesh.drained == [api.uid])
+        assert record.error == ""
+
+    two_pods(body)
+
+
+@in_namespaces
+def test_a_handshake_that_is_never_done_keeps_nobody() -> None:
+    """Whoever sends SYNs and nothing else must not hold a pod in the mesh."""
+
+    async def body(mesh: LoopbackMesh, client: Host, server: Host) -> None:
+        api = await enroll(mesh, server, "api")
+        with NetlinkSocket(client.netns, NETLINK_NETFILTER) as nl:
+            nl.transaction(nft_encode.create(SPEECHLESS))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("ztunnel.workload_proxy.LAST_KNOCK_SECONDS", 0.3)
+            stream = await connect(client, server.ip, 8080)
+            backend.drain(server.netns)
+            with trio.fail_after(DEADLINE):
+                await mesh.proxies.remove(api.uid)
+        await stream.aclose()
+        await until(lambda: mesh.drained == [api.uid])
 
     two_pods(body)
 

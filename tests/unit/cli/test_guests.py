@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -124,15 +125,69 @@ def test_refused_without_asking_the_mesh(
     [
         ["pid/1", "netns/web", "--name", "x"],
         ["pid/1", "--mode", "sidecar"],
-        ["pid/1", "--dry-run"],
         ["pid/1", "svc/web"],
     ],
-    ids=["one-name-for-two", "sidecar", "dry-run", "no-target-beside-it"],
+    ids=["one-name-for-two", "sidecar", "no-target-beside-it"],
 )
 def test_usage(mesh: FakeMesh, arguments: list[str]) -> None:
     """Nothing is adopted for a call that cannot be carried out."""
     assert run(["enroll", *arguments]) == 2
     assert mesh.calls == []
+
+
+EXAMINED: dict[str, Any] = {
+    **DONE["pods"][0],
+    "enrolled": False,
+    "reason": "would be ambient",
+    "rules": "table inet ambient {\n}\n",
+    "findings": [{"blocks": True, "reason": "port 15001 is taken by nginx (pid 71)", "hint": ""}],
+    "established_connections": ["192.0.2.7:80 - 192.0.2.9:40000"],
+    "established_connections_kept": 1,
+}
+FORECAST: dict[str, Any] = {**DONE, "dry_run": True, "existing": "keep", "blocked": 1, "skipped": {}}
+
+
+def test_a_dry_run_looks_at_a_guest_and_takes_nobody_in(
+    mesh: FakeMesh, stranger: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rules, blockers and what would stay plaintext; control is not asked of what it does not know."""
+    mesh.answers["examine"] = EXAMINED
+
+    assert run(["enroll", f"netns/{stranger}", "-n", "shop", "--existing", "reset", "--dry-run"]) == 0
+
+    assert [name for name, _ in mesh.calls] == ["examine"]
+    assert (mesh.asked("examine")["path"], mesh.asked("examine")["existing"]) == (stranger, "reset")
+    said = capsys.readouterr()
+    for words in ("port 15001 is taken by nginx", "table inet ambient", "1 of 1 pods would not be enrolled"):
+        assert words in said.out
+    assert "nothing was changed" in said.err
+
+
+def test_a_dry_run_counts_pods_and_guests_together(
+    mesh: FakeMesh, stranger: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One document, whoever was asked."""
+    mesh.answers |= {"examine": EXAMINED, "enroll": Stream([FORECAST])}
+
+    assert run(["enroll", f"netns/{stranger}", "pod/web", "-n", "shop", "--dry-run", "-o", "json"]) == 0
+
+    said = json.loads(capsys.readouterr().out)
+    assert (said["blocked"], [pod.get("reason") for pod in said["pods"]]) == (2, [None, "would be ambient"])
+    assert mesh.asked("enroll")["targets"] == [{"kind": "pod", "namespace": "shop", "name": "web"}]
+
+
+def test_a_guest_that_is_enrolled_is_a_pod_for_a_dry_run(mesh: FakeMesh, stranger: str) -> None:
+    """Control knows more of it than a look from outside could tell."""
+    mesh.answers |= {
+        "examine": {"known": {"namespace": "shop", "name": "nginx-71"}},
+        "enroll": Stream([{**FORECAST, "blocked": 0}]),
+    }
+
+    assert run(["enroll", f"netns/{stranger}", "-n", "shop", "--dry-run"]) == 0
+
+    assert [name for name, _ in mesh.calls] == ["examine", "enroll"]
+    assert mesh.asked("enroll")["targets"] == [{"kind": "pod", "namespace": "shop", "name": "nginx-71"}]
+    assert mesh.asked("enroll")["dry_run"]
 
 
 def test_a_process_is_named_by_its_pid(mesh: FakeMesh, monkeypatch: pytest.MonkeyPatch) -> None:

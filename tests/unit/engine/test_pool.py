@@ -12,6 +12,7 @@ from ambient.engine.tunnel import TunnelLost, TunnelRefused, TunnelStream
 from ambient.errors import Unavailable
 from ambient.model.identity import SpiffeId
 from ambient.model.pool_plan import PoolKey
+from ambient.wire.hbone_frames import ErrorCode
 
 CLIENT = SpiffeId("cluster.local", "shop", "web")
 SERVER = SpiffeId("cluster.local", "shop", "api")
@@ -99,6 +100,60 @@ def test_a_fresh_connection_that_dies_is_not_retried(proxies: Any) -> None:
 
     assert isinstance(answer, TunnelLost)
     assert proxies.loop.do(lambda: proxies.pool.statistics().handshakes) == 1
+
+
+def goodbye_to(proxies: Any, first: int, *, at_once: bool) -> None:
+    """The first so many connections say that they take no streams, at once or the graceful way."""
+    made = proxies.tunnels
+
+    class Leaving(list[Any]):
+        def append(self, tunnel: Any) -> None:
+            super().append(tunnel)
+            if len(self) <= first:
+                tunnel.goaway()
+                if at_once:
+                    tunnel.wire.goodbye_over()
+
+    proxies.tunnels = Leaving(made)
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["left-out", "graceful"])
+def test_a_fresh_connection_that_takes_no_streams_is_replaced_once(proxies: Any, at_once: bool) -> None:
+    """A pod that was released and is enrolled again says goodbye to who had knocked before."""
+    goodbye_to(proxies, 1, at_once=at_once)
+    client, app = proxies.pair()
+    with client, app:
+        client.sendall(b"taken")
+        assert app.recv(10) == b"taken"
+
+    assert proxies.refused == []
+    assert proxies.loop.do(lambda: proxies.pool.statistics().handshakes) == (2 if at_once else 1)
+
+
+def test_whoever_never_takes_a_stream_is_asked_twice_and_no_more(proxies: Any) -> None:
+    """Or two processes would turn in a circle."""
+    goodbye_to(proxies, 100, at_once=True)
+    (answer,) = answers_of(proxies, key(proxies.hbone.address[1]))
+
+    assert isinstance(answer, TunnelLost)
+    assert answer.unprocessed
+    assert proxies.loop.do(lambda: proxies.pool.statistics().handshakes) == 2
+
+
+def test_a_stream_that_is_refused_on_a_fresh_connection_is_asked_for_on_another(proxies: Any) -> None:
+    """REFUSED_STREAM: nothing was done about it (RFC 9113 8.7)."""
+
+    def refuse(request: Any) -> None:
+        proxies.on_request = None
+        request.connection.wire.reset(request._stream._stream, ErrorCode.REFUSED_STREAM)
+        request.connection.touch()
+
+    proxies.on_request = refuse
+    (answer,) = answers_of(proxies, key(proxies.hbone.address[1]))
+
+    assert isinstance(answer, TunnelStream)
+    assert proxies.loop.do(lambda: proxies.pool.statistics().handshakes) == 2
+    proxies.loop.do(answer.abort)
 
 
 def test_retiring_a_destination(proxies: Any) -> None:

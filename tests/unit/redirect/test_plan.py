@@ -39,6 +39,8 @@ def test_the_proxy_itself_and_the_probes_are_exempt_before_anything_is_captured(
         "ip saddr 169.254.7.127 accept",
         "ip6 saddr fd16:9254:7127:1337:ffff:ffff:ffff:ffff accept",
         "tcp dport != 15008 fib daddr type local tproxy to :15006 accept",
+        "tcp dport 15008 accept",
+        "tcp flags & (fin|syn|rst|ack) == syn fib daddr type local drop",
     ]
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from ambient.model.exclusions import Exclusions
 from ambient.redirect.plan import PROXY_MARK, Capture
 from ambient.redirect.sockets import unproxied
 from ambient.wire.netlink import AF_INET
-from ambient.wire.netlink_diag import ESTABLISHED, TcpSocket
+from ambient.wire.netlink_diag import CLOSE_WAIT, ESTABLISHED, FIN_WAIT_2, TcpSocket
 
 POD, PEER = "10.244.1.2", "10.244.2.3"
 
@@ -43,6 +45,10 @@ PROBE = sock(POD, 8080, "169.254.7.127", 33333)
         ([OUT, IN], Exclusions(), (OUT, IN)),
         ([OUT, ACCEPTED_OUT, TUNNEL], Exclusions(), ()),
         ([IN, DIALLED_IN], Exclusions(), ()),
+        # The client has said that it is done, and the application goes on.
+        ([replace(IN, state=CLOSE_WAIT), replace(DIALLED_IN, state=FIN_WAIT_2)], Exclusions(), ()),
+        ([replace(IN, state=CLOSE_WAIT)], Exclusions(), (replace(IN, state=CLOSE_WAIT),)),
+        ([replace(IN, state=FIN_WAIT_2)], Exclusions(), ()),
         ([OUT, IN, DIALLED_IN, TUNNEL], Exclusions(), (OUT,)),
         ([PROBE], Exclusions(), ()),
         ([OUT], Exclusions(outbound_ports=(80,)), ()),
