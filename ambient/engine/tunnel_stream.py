@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
-from ambient.engine.channel import NOTHING, PUMP_BLOCKED, Data, Receiver, SocketChannel
+from ambient.engine.channel import NOTHING, PUMP_BLOCKED, Data, Receiver, SocketChannel, tell_closed
 from ambient.engine.reactor import READ_BYTES, SLOT_BYTES, SLOTS, Reactor
 from ambient.errors import AmbientError
 from ambient.wire.hbone_events import Stream
@@ -132,12 +132,18 @@ class TunnelStream:
         self.connection.wait_for_room(self)
         return False
 
+    @property
+    def ending(self) -> bool:
+        """Both directions have ended and all is sent."""
+        return self._eof_delivered and self._eof_wanted and not self._out
+
     def start(self, receiver: Receiver) -> None:
         """Deliver to *receiver* from now on."""
-        self._receiver = receiver
         if self._finished:
             self._reactor.call_soon(partial(receiver.channel_closed, self._reason), _recorded)
-        elif self._held or self._eof_held:
+            return
+        self._receiver = receiver
+        if self._held or self._eof_held:
             self._reactor.call_soon(self._deliver_held, self.crashed)
 
     def write(self, data: Data) -> None:
@@ -446,7 +452,7 @@ class TunnelStream:
             self._reactor.call_soon(self.on_finished, _recorded)
         receiver, self._receiver = self._receiver, None  # Or the two would keep each other alive.
         if receiver is not None:
-            self._reactor.call_soon(partial(receiver.channel_closed, exc), _recorded)
+            tell_closed(self._reactor, receiver, exc)
 
 
 class TunnelRequest:
@@ -506,6 +512,7 @@ class TunnelRequest:
     def _answered(self) -> None:
         self.closed = True
         self._stream.request = None
+        self._on_cancelled = None  # Who is to be told holds this request.
 
 
 def _recorded(exc: Exception) -> None:
