@@ -6,8 +6,7 @@ import logging
 from dataclasses import replace
 from time import monotonic
 
-from ambient.engine.channel import Channel
-from ambient.engine.relay import Joined
+from ambient.engine.relay import APART, Joined
 from ambient.model.address import format_hostport
 from ambient.model.identity import SpiffeId
 from ambient.model.policy import Connection
@@ -42,7 +41,7 @@ class ProxiedConnection(Joined):
     """
 
     __slots__ = (
-        "_carrying", "_counted", "_destination", "_flow", "_series", "_started", "context", "facts",
+        "_counted", "_destination", "_flow", "_series", "_started", "context", "facts",
         "finished", "source", "traceparent",
     )  # fmt: skip
 
@@ -57,7 +56,7 @@ class ProxiedConnection(Joined):
         self._started = monotonic()
         self._flow: Flow | None = None
         self._series: Series | None = None
-        self._carrying = False  # It was joined.
+        self.unclosed = APART
         self._counted = (0, 0)
         self.finished = False
         context.open.add(self)
@@ -96,16 +95,11 @@ class ProxiedConnection(Joined):
             if self.context.journal.levels.access < logging.INFO:
                 self.context.journal.began(replace(self._record("", Flag.NONE, 0, 0), opened=True))
 
-    def join(self, near: Channel, far: Channel) -> None:
-        """Move bytes until both ends are done, then finish."""
-        self._carrying = True
-        super().join(near, far)
-
     def close(self, reason: str, flag: Flag = Flag.NONE) -> None:
         """End it now, whatever it is doing; the record says *reason*."""
         if self.finished:
             return
-        if self._carrying:
+        if self.unclosed != APART:
             self.abort(Closed(reason, flag))
         else:
             self.give_up(Closed(reason, flag))
@@ -123,10 +117,7 @@ class ProxiedConnection(Joined):
         series = self._series
         if series is not None:
             self._add(series, requested, responded)
-            if flag is Flag.NONE and not error and self.context.journal.terse:
-                self._ended_well(series, requested, responded)
-                return
-        if error and not self._carrying:
+        if error and self.unclosed == APART:
             self.context.journal.failed(
                 self.direction.reporter, self._flow.traffic if self._flow else None, flag
             )
@@ -135,6 +126,9 @@ class ProxiedConnection(Joined):
 
     def _ended_well(self, series: Series, requested: int, responded: int) -> None:
         """``finish`` of nearly all connections, in a fraction of the time."""
+        before_requested, before_responded = self._counted
+        series.received += requested - before_requested
+        series.sent += responded - before_responded
         flow, context = self._flow, self.context
         assert flow is not None
         if not flow.ends:
@@ -149,7 +143,7 @@ class ProxiedConnection(Joined):
 
     def count(self) -> None:
         """Bring the byte counters up to date: a long connection's bytes should not wait for its end."""
-        if self._carrying and self._series is not None:
+        if self.unclosed != APART and self._series is not None:
             requested, responded = self.counts()
             self._add(self._series, requested, responded)
 
@@ -181,7 +175,11 @@ class ProxiedConnection(Joined):
         """Both ends are done."""
         said, flag = "", Flag.NONE
         if error is None:
-            pass
+            series = self._series
+            if series is not None and not self.finished and self.context.journal.terse:
+                self.finished = True
+                self._ended_well(series, sent, answered)
+                return
         elif isinstance(error, Closed):
             said, flag = str(error), error.flag
         elif not is_ordinary_end(error):

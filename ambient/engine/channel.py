@@ -17,6 +17,7 @@ A channel closes itself, telling the receiver, when both directions have ended a
 
 from __future__ import annotations
 
+import _socket
 import os
 import socket
 import struct
@@ -47,6 +48,9 @@ PUMP_BLOCKED = -1
 
 # Stands for an empty queue: an idle connection has none of its own (one is 0.6 KiB). Never appended to.
 NOTHING: deque[Any] = deque()
+
+# ``socket.socket.close`` less two calls of its own, which count files that were made of it: we make none.
+_close = _socket.socket.close
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -390,12 +394,10 @@ class SocketChannel:
         """Let *pump* read from the socket in place of ``data_received``: the relay's fast path.
 
         It returns the number of bytes it read and sent on, 0 at the end of file, or ``PUMP_BLOCKED``,
-        which pauses the channel.
+        which pauses the channel. The kernel holds no more than ``NOT_SENT_BYTES`` for a peer that does not
+        read from now on, as it is the tunnel's window that is to hold it.
         """
         self._pump = pump
-
-    def bound_kernel(self) -> None:
-        """Let the kernel hold no more than ``NOT_SENT_BYTES`` for a peer that does not read."""
         if self._sock is not None:
             try:
                 self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOT_SENT_BYTES)
@@ -584,7 +586,7 @@ class SocketChannel:
         if self._registered:
             self._reactor.closing(self._fd)
             self._registered = False
-        sock.close()
+        _close(sock)
         self._out = NOTHING
         self._out_bytes = 0
         self._reason = exc

@@ -3,7 +3,7 @@
 Floor 2. Back-pressure is end to end: a side that cannot be written pauses the side that delivers, until
 its ``write_ready``. Between a plain socket and a tunnel stream the bytes skip the general way: the
 stream reads from the socket into its own frame buffer, and what comes out of the tunnel goes to the
-socket by one ``sendmsg`` (``SocketChannel.set_pump``, ``TunnelStream.set_sink``).
+socket by one ``sendmsg`` (``TunnelStream.splice``).
 
 Whoever has facts of their own about a pair of channels derives from ``Joined``, so that a relayed connection
 is one object and not a chain of them; ``relay`` is for everybody else. No cycle of references outlives the
@@ -34,13 +34,20 @@ class RelayCounts(NamedTuple):
     error: Exception | None
 
 
+# Stands for "not joined yet" where the channels that are not closed are counted.
+APART = -1
+
+
 class Joined(PromptReceiver):
     """A pair of channels from ``join`` on: the receiver of what *near* delivers; *far*'s is its ``_Return``.
 
     A subclass gets ``relayed`` when both are closed.
+
+    Attributes:
+        unclosed: How many of the two are not closed; ``APART`` before ``join``, if the subclass says so.
     """
 
-    __slots__ = ("_error", "_far", "_near", "_unclosed")
+    __slots__ = ("_error", "_far", "_near", "unclosed")
 
     _near: Channel
     _far: Channel
@@ -49,11 +56,11 @@ class Joined(PromptReceiver):
         """Move bytes between two channels that were not started, until both are closed."""
         self._near, self._far = near, far
         self._error: Exception | None = None
-        self._unclosed = 2
+        self.unclosed = 2
         if type(near) is SocketChannel and isinstance(far, TunnelStream):
-            _shorten(near, far)
+            far.splice(near)
         elif type(far) is SocketChannel and isinstance(near, TunnelStream):
-            _shorten(far, near)
+            near.splice(far)
         near.start(self)
         far.start(_Return(self))
 
@@ -95,8 +102,8 @@ class Joined(PromptReceiver):
     def _closed(self, other: Channel, exc: Exception | None) -> None:
         if exc is not None and self._error is None:
             self._error = exc
-        self._unclosed -= 1
-        if not self._unclosed:
+        self.unclosed -= 1
+        if not self.unclosed:
             self.relayed(self._near.bytes_in, self._far.bytes_in, self._error)
         elif self._error is not None:
             other.abort()
@@ -151,10 +158,3 @@ def relay(reactor: Reactor, a: Channel, b: Channel, on_done: Callable[[RelayCoun
     running = Relay(on_done)
     running.join(a, b)
     return running
-
-
-def _shorten(sock: SocketChannel, stream: TunnelStream) -> None:
-    """Let the bytes skip the general way."""
-    sock.bound_kernel()
-    sock.set_pump(stream.pump)
-    stream.set_sink(sock)

@@ -88,15 +88,17 @@ class TunnelConnection:
         windows: Bounds what stalled readers make us hold; by default the reactor's, so the process's.
 
     Attributes:
+        dirty: It is to be flushed when the batch ends.
+        waiting: The streams that wait for room.
         peer_identity: From the peer's certificate; the identity of every stream.
         peer_address: (ip, port) of the TCP connection.
     """
 
     __slots__ = (
-        "_control_bytes", "_dirty", "_first", "_goodbye", "_handlers", "_heard", "_late", "_limits",
+        "_control_bytes", "_first", "_goodbye", "_handlers", "_heard", "_late", "_limits",
         "_on_available", "_on_closed", "_on_rejected", "_on_request", "_opening", "_ping", "_pinged",
-        "_pinged_at", "_streams_total", "_waiting", "channel", "closed", "frames",
-        "local_address", "peer_address", "peer_identity", "reactor", "wire",
+        "_pinged_at", "_streams_total", "channel", "closed", "dirty", "frames",
+        "local_address", "peer_address", "peer_identity", "reactor", "waiting", "wire",
     )  # fmt: skip
 
     def __init__(
@@ -127,8 +129,8 @@ class TunnelConnection:
         self._opening: dict[Stream, _Opening] = {}
         # One timer for all answers that are awaited: nearly all come long before it.
         self._late: Timer | None = None
-        self._waiting: dict[TunnelStream, None] = {}
-        self._dirty = False
+        self.waiting: dict[TunnelStream, None] = {}
+        self.dirty = False
         self._control_bytes = 0
         self._streams_total = 0
         self._heard = reactor.now()
@@ -173,13 +175,9 @@ class TunnelConnection:
         for headers that cannot be sent, ``LocalProtocolError``; never before this method returns.
         """
         try:
-            if self.closed or not self.wire.can_open:
-                # A GOAWAY came before we had asked; a connection that just died has said no such thing.
-                unasked = not self.closed
-                raise TunnelLost("it takes no more streams", retryable=True, unprocessed=unasked)
             stream = self.wire.open(authority, headers)
         except AmbientError as exc:
-            self.reactor.call_soon(partial(on_opened, exc), _recorded)
+            self.reactor.call_soon(partial(on_opened, self._unopened(exc)), _recorded)
             return
         self._streams_total += 1
         if deadline is None:
@@ -188,8 +186,15 @@ class TunnelConnection:
         self._opening[stream] = authority, on_opened, due, deadline
         if self._late is None or due < self._late.when:
             self._await_answers(due)
-        if not self._dirty:
+        if not self.dirty:
             self.touch()
+
+    def _unopened(self, exc: AmbientError) -> AmbientError:
+        """What to say of *exc*, which the wire said of a request."""
+        if not self.closed and self.wire.can_open:
+            return exc
+        # A GOAWAY came before we had asked; a connection that just died has said no such thing.
+        return TunnelLost("it takes no more streams", retryable=True, unprocessed=not self.closed)
 
     @property
     def usable(self) -> bool:
@@ -230,19 +235,19 @@ class TunnelConnection:
 
     def touch(self) -> None:
         """The wire has something to say: send it when the batch ends."""
-        if not self._dirty and not self.closed:
-            self._dirty = True
+        if not self.dirty and not self.closed:
+            self.dirty = True
             self.reactor.mark_dirty(self)
 
     def flush(self) -> None:
         """Send what the wire has to say; the reactor calls it."""
-        self._dirty = False
+        self.dirty = False
         if not self.closed:
             self.push()
 
     def wait_for_room(self, stream: TunnelStream) -> None:
         """Call *stream*'s ``room_made`` when the connection's window or socket has room again."""
-        self._waiting[stream] = None
+        self.waiting[stream] = None
 
     def send_data(self, stream: Stream, data: Data) -> int:
         """Frame and send as much of *data* as the windows allow; returns how much."""
@@ -264,7 +269,7 @@ class TunnelConnection:
 
     def stream_gone(self, stream: TunnelStream) -> None:
         """*stream* ended in both directions."""
-        self._waiting.pop(stream, None)
+        self.waiting.pop(stream, None)
         if self.wire.closing:
             self._close_if_drained()
 
@@ -453,7 +458,7 @@ class TunnelConnection:
         stream.crashed(exc)
 
     def _wake(self) -> None:
-        waiting, self._waiting = self._waiting, {}
+        waiting, self.waiting = self.waiting, {}
         for stream in waiting:
             self._make_room(stream)
 
@@ -510,7 +515,7 @@ class TunnelConnection:
     def _end(self, exc: Exception | None) -> None:
         if self.closed:
             return
-        self.closed = True
+        self.closed = self.wire.closing = True
         for timer in (self._ping, self._first, self._goodbye, self._late):
             if timer is not None:
                 timer.cancel()
@@ -522,7 +527,7 @@ class TunnelConnection:
             if isinstance(stream, TunnelStream) and stream.live:
                 stream.lost(lost)
         self.wire.release()
-        self._waiting.clear()
+        self.waiting.clear()
         self._handlers.clear()
         self.channel.close()
         if self._on_closed is not None:

@@ -1,6 +1,6 @@
 """One stream of an HBONE connection as a channel, and the request it begins with.
 
-Floor 2. The fast path to a plain socket (``pump`` and ``set_sink``) is why this file counts its copies:
+Floor 2. The fast path to a plain socket (``splice``) is why this file counts its copies:
 a byte from the socket is read into the frame buffer and encrypted from there; a byte from the tunnel is
 decrypted into the shared buffer and sent from there.
 """
@@ -162,9 +162,17 @@ class TunnelStream(Stream):
 
     def write_eof(self) -> None:
         """Send END_STREAM after what was written."""
-        if not self._eof_wanted and self.live:
-            self._eof_wanted = True
-            self._end_if_flushed()
+        if self._eof_wanted or not self.live:
+            return
+        self._eof_wanted = True
+        if self._out:
+            return
+        connection = self.connection
+        connection.wire.end(self)
+        if not connection.dirty:
+            connection.touch()
+        if self._eof_delivered:
+            self._finish(None)
 
     def pause(self) -> None:
         """Deliver nothing until ``resume``; the peer may fill its window, no more."""
@@ -199,9 +207,10 @@ class TunnelStream(Stream):
         """``abort`` with a reason for ``channel_closed``; the reactor calls it too."""
         self._end_wire(ErrorCode.INTERNAL_ERROR, exc)
 
-    def set_sink(self, sink: SocketChannel) -> None:
-        """Give what comes straight to *sink*, in place of ``data_received``: the relay's fast path."""
-        self._sink = sink
+    def splice(self, sock: SocketChannel) -> None:
+        """Let the bytes of both directions skip their receivers: the relay's fast path."""
+        self._sink = sock
+        sock.set_pump(self.pump)
 
     # From the connection -------------------------------------------------------------------------
 
@@ -402,7 +411,8 @@ class TunnelStream(Stream):
         self._eof_delivered = True
         if self._receiver is not None and not self._closing:
             self._receiver.eof_received()
-        self._finish_if_done()
+        if self._eof_wanted:
+            self._finish_if_done()
 
     def _give_back(self) -> None:
         if self._owed and self.live:
@@ -443,7 +453,8 @@ class TunnelStream(Stream):
         self._held = self._out = NOTHING
         self._sink = None
         connection = self.connection
-        connection.stream_gone(self)
+        if connection.waiting or connection.wire.closing:
+            connection.stream_gone(self)
         if self.on_finished is not None:
             connection.reactor.call_soon(self.on_finished, _recorded)
         receiver, self._receiver = self._receiver, None  # Or the two would keep each other alive.

@@ -884,7 +884,7 @@ class HboneConnection(FrameSplitter):
         return self._streams_seen if self.role is Role.SERVER else self._next_id // 2
 
     def _new_stream(self, stream_id: int) -> Stream:
-        self._windows.charge(FIRST_WINDOW_BYTES)
+        self._windows.left -= FIRST_WINDOW_BYTES  # ``charge``, without a call for each stream.
         return self._stream_type(stream_id, self.peer_first_window, FIRST_WINDOW_BYTES)
 
     def _stream_error(self, stream: Stream, code: ErrorCode, reason: str) -> None:
@@ -903,7 +903,7 @@ class HboneConnection(FrameSplitter):
         del self.streams[stream.stream_id]
         stream.local_closed = stream.remote_closed = True
         stream.tail = b""
-        self._windows.give(stream.window)
+        self._windows.left += stream.window  # ``give``.
         if self._current is stream:
             self._current = None
         if self._ending is stream:
