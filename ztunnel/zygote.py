@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import ztunnel.__main__ as program
+from ambient.engine.frugal import release_unused
 from ambient.engine.privileges import NODE_DAEMON, keep_only
 
 ZYGOTE_FD = "AMBIENT_ZYGOTE_FD"
@@ -114,6 +115,7 @@ def main(become: Callable[[], int] = program.main) -> int:
     sock.set_inheritable(False)
     # What start-up made stays shared: a collection in a child would copy every page of it.
     gc.collect()
+    release_unused()
     gc.freeze()
     return become() if serve(sock) else 0
 
