@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import socket
 
-from ambient.engine.channel import Channel, SocketChannel
+from ambient.engine.channel import SocketChannel
 from ambient.engine.pool import TunnelPool
 from ambient.engine.tunnel import TunnelStream
 from ambient.model.address import format_hostport
@@ -153,7 +153,7 @@ class OutboundConnection(ProxiedConnection):
         if isinstance(result, OSError):
             self._failed(result, hbone=False)
         else:
-            self._connected(SocketChannel(self.context.reactor, result))
+            self.join(self._application, SocketChannel(self.context.reactor, result))
 
     def _opened(self, result: TunnelStream | Exception) -> None:
         if self.finished:
@@ -162,12 +162,8 @@ class OutboundConnection(ProxiedConnection):
         elif isinstance(result, Exception):
             self._failed(result, hbone=True)
         else:
-            self._connected(result)
-
-    def _connected(self, upstream: Channel) -> None:
-        if isinstance(upstream, TunnelStream):
-            upstream.headers = ()  # Nobody reads them, and they would live as long as the connection.
-        self.join(self._application, upstream)
+            result.headers = ()  # Nobody reads them, and they would live as long as the connection.
+            self.join(self._application, result)
 
     def _failed(self, exc: Exception, *, hbone: bool) -> None:
         me = self.context.me

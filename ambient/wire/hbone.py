@@ -37,6 +37,7 @@ from ambient.wire import hbone_frames as f
 from ambient.wire import hbone_headers as h
 from ambient.wire.hbone_budget import WindowBudget
 from ambient.wire.hbone_events import (
+    AnyStream,
     Event,
     GoawayReceived,
     PingAcknowledged,
@@ -83,6 +84,9 @@ class HboneConnection(FrameSplitter):
     """One connection. After a ``RemoteProtocolError`` only ``take_output`` may be called (it holds our
     GOAWAY).
 
+    Args:
+        stream_type: What its streams are made of.
+
     Attributes:
         streams: Live streams by id.
         peer_max_frame: The largest DATA we may send.
@@ -98,9 +102,11 @@ class HboneConnection(FrameSplitter):
         *,
         windows: WindowBudget | None = None,
         max_streams: int = MAX_SERVER_STREAMS,
+        stream_type: type[Stream] = Stream,
     ) -> None:
         super().__init__(preface=role is Role.SERVER)
         self.role = role
+        self._stream_type = stream_type
         self.streams: dict[int, Stream] = {}
         self.send_window = f.DEFAULT_WINDOW
         self.peer_first_window = f.DEFAULT_WINDOW
@@ -278,7 +284,7 @@ class HboneConnection(FrameSplitter):
             and self._next_id <= f.MAX_STREAM_ID
         )
 
-    def open(self, authority: str, headers: h.Headers | h.EncodedRequest = ()) -> Stream:
+    def open(self, authority: str, headers: h.Headers | h.EncodedRequest = ()) -> AnyStream:
         """Send a CONNECT; headers that are encoded already hold the authority too.
 
         Raises:
@@ -364,6 +370,51 @@ class HboneConnection(FrameSplitter):
         stream.receive_window -= size
         self._empty_data = 0
         return stream
+
+    def _usual_end(self, stream_id: int) -> Stream | None:
+        stream = self.streams.get(stream_id)
+        if (
+            stream is None
+            or stream.remote_closed
+            or not stream.answered
+            or stream.rejection is not None
+            or self._block_stream
+        ):
+            return None
+        self._empty_data = 0
+        self._batch = None
+        stream.remote_closed = True
+        if stream.local_closed:
+            self._forget(stream)
+        return stream
+
+    def _usual_headers(self, stream_id: int, block: bytes) -> bool:
+        # A request that begins as an earlier one did, or the answer that the last one was. SETTINGS came
+        # before that, and the block changes nothing for others: all that ``_starts`` and ``_on_headers`` ask.
+        if self._block_stream:
+            return False
+        if self.role is Role.SERVER:
+            request = self._requests.read(block) if stream_id > self._last_peer_id else None
+            if request is None:
+                return False
+            self._batch = None
+            if (opened := self._admit(stream_id, False)) is not None:
+                self._connect(opened, request)
+            return True
+        stream = self.streams.get(stream_id)
+        status, fields = self._last_answer
+        if (
+            block != self._answer_block
+            or stream is None
+            or stream.answered
+            or stream.remote_closed
+            or not 200 <= status < 300
+        ):
+            return False
+        self._batch = None
+        stream.answered = True
+        self._events.append(ResponseReceived(stream, status, fields))
+        return True
 
     def _start_data(self, flags: int, stream_id: int, size: int) -> None:
         if not stream_id:
@@ -833,8 +884,8 @@ class HboneConnection(FrameSplitter):
         return self._streams_seen if self.role is Role.SERVER else self._next_id // 2
 
     def _new_stream(self, stream_id: int) -> Stream:
-        self._windows.charge(FIRST_WINDOW_BYTES)
-        return Stream(stream_id, self.peer_first_window, FIRST_WINDOW_BYTES)
+        self._windows.left -= FIRST_WINDOW_BYTES  # ``charge``, without a call for each stream.
+        return self._stream_type(stream_id, self.peer_first_window, FIRST_WINDOW_BYTES)
 
     def _stream_error(self, stream: Stream, code: ErrorCode, reason: str) -> None:
         """The peer's fault, but this stream's only; counted, or it would be a free reset."""
@@ -852,7 +903,7 @@ class HboneConnection(FrameSplitter):
         del self.streams[stream.stream_id]
         stream.local_closed = stream.remote_closed = True
         stream.tail = b""
-        self._windows.give(stream.window)
+        self._windows.left += stream.window  # ``give``.
         if self._current is stream:
             self._current = None
         if self._ending is stream:
