@@ -20,6 +20,7 @@ from pathlib import Path
 import trio
 
 from ambient.engine.follow import Follow, control_socket
+from ambient.engine.frugal import release_unused
 from ambient.engine.nursery import plain_nursery
 from ambient.engine.pages import Routes, serve
 from ambient.engine.reactor import Reactor
@@ -49,6 +50,9 @@ log = logging.getLogger("ztunnel")
 # How long control may be silent before a new process goes by what the last one knew. It answers within
 # milliseconds; longer would be a pause for everybody who connects. Picked, not measured.
 CONTROL_SECONDS = 0.25
+# After the first word of the agent, until what only the start needed is given back: 5 ms of work, which must
+# not add to the wait of those who connect meanwhile. Picked, not measured.
+FRUGAL_SECONDS = 0.5
 
 
 class Daemon:
@@ -179,6 +183,7 @@ class Daemon:
         self._retired.set()
 
     def _say_ready(self) -> None:
+        self._reactor.call_later(FRUGAL_SECONDS, release_unused)
         fd, self._ready_fd = self._ready_fd, -1
         if fd >= 0:
             with suppress(OSError):  # Whoever waited has given up; that is for them to say.

@@ -1,7 +1,9 @@
-"""One node's ztunnel: the daemon as it is, its pods on loopback addresses instead of in namespaces.
+"""One node's zygote, and the ztunnel forked from it: the daemon as it is, pods on loopback addresses.
 
-    INPOD_UDS=... AMBIENT_CONTROL_FD=... AMBIENT_BENCH_TARGET=127.1.2.3:80 python -m benchmarks.bed.node
+    INPOD_UDS=... AMBIENT_ZYGOTE_FD=... AMBIENT_BENCH_TARGET=127.1.2.3:80 python -m benchmarks.bed.node
 
+It is asked for a ztunnel in the way that the fabric asks (``ztunnel.zygote``), so that memory is counted as
+it is spent: two processes a node, which share what start-up made.
 Only redirection is played: where a captured connection wanted to go is always the target. The kernel is
 asked all the same, because in a pod it would be.
 """
@@ -23,6 +25,7 @@ from ambient.engine.headroom import raise_file_limit
 from ambient.engine.netns import listen_in, original_destination
 from ambient.engine.reactor import Reactor
 from ztunnel import __main__ as ztunnel_main
+from ztunnel import zygote
 from ztunnel.daemon import Daemon
 from ztunnel.network import Address, Cancellable, OnDialled
 from ztunnel.settings import Settings, read_settings
@@ -85,7 +88,7 @@ class LoopbackDaemon(Daemon):
         pass
 
 
-def main() -> None:
+def main() -> int:
     """Serve until SIGTERM."""
     settings = read_settings(os.environ)
     ip, _, port = os.environ[TARGET_VARIABLE].rpartition(":")
@@ -96,7 +99,8 @@ def main() -> None:
     collector.settle()
     control = control_socket()
     host.run(lambda reactor: LoopbackDaemon(reactor, settings, control, (ip, int(port))).run())
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(zygote.main(main))
