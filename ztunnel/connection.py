@@ -176,7 +176,13 @@ class ProxiedConnection(Joined):
         said, flag = "", Flag.NONE
         if error is None:
             series = self._series
-            if series is not None and not self.finished and self.context.journal.terse:
+            journal = self.context.journal
+            if (
+                series is not None
+                and not self.finished
+                and journal.terse
+                and journal.levels.access <= logging.INFO
+            ):
                 self.finished = True
                 self._ended_well(series, sent, answered)
                 return

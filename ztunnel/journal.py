@@ -47,11 +47,14 @@ class Journal:
     ) -> None:
         self.metrics = metrics
         self.json = json
+        self.terse = not json
         self.levels = levels or Levels()
         self._reactor = reactor
         self._write = write or write_log
         self._format = format_json if json else format_text
         self._lines: list[str] = []
+        self._second = 0
+        self._until_second = ""  # "2026-11-27T22:59:01." for it.
         self._time = ""  # Of the first of them that ended well.
 
     def now(self) -> datetime:
@@ -82,11 +85,6 @@ class Journal:
             self._reactor.call_soon(self.flush)
         self._lines.append(self._format(record))
 
-    @property
-    def terse(self) -> bool:
-        """Whether ``ended_well`` will do for connections that ended well."""
-        return not self.json and self.levels.access <= logging.INFO
-
     def ended_well(
         self, series: Series, source: str, ends: str, sent: int, received: int, seconds: float
     ) -> None:
@@ -99,8 +97,17 @@ class Journal:
         if not lines:
             self._reactor.call_soon(self.flush)
         if not self._time:
-            self._time = format_time(self.now())
+            self._time = self._format_now()
         lines.append(format_well_ended(self._time, source, ends, sent, received, seconds))
+
+    def _format_now(self) -> str:
+        """``format_time(self.now())``, whose date and time of day change once a second."""
+        now = time.time()
+        second = int(now)
+        if second != self._second:
+            self._second = second
+            self._until_second = format_time(datetime.fromtimestamp(second, UTC))[:20]
+        return f"{self._until_second}{int((now - second) * 1_000_000):06d}Z"
 
     def flush(self) -> None:
         """Write what was gathered; the daemon calls it once more at its end."""

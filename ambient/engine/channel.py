@@ -116,9 +116,8 @@ class Channel(Protocol):
         """Undo ``pause``; delivery starts after the current callback."""
         ...
 
-    @property
     def ending(self) -> bool:
-        """Both directions have ended and all is sent: it is about to close itself."""
+        """Whether both directions have ended and all is sent: it is about to close itself."""
         ...
 
     def close(self) -> None:
@@ -257,9 +256,8 @@ class SocketChannel:
         """False while more than ``WRITE_HIGH_BYTES`` wait for the kernel."""
         return not self.full
 
-    @property
     def ending(self) -> bool:
-        """Both directions have ended and all is sent."""
+        """Whether both directions have ended and all is sent."""
         return self._eof_in and self._eof_out
 
     def start(self, receiver: Receiver) -> None:

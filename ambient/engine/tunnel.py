@@ -327,7 +327,7 @@ class TunnelConnection:
             elif (react := handlers.get(type(event))) is not None:
                 react(event)
         if not self.closed:
-            if self.wire.has_output:
+            if self.wire.output:
                 self.push()
             if self.wire.closing:
                 self._close_if_drained()

@@ -290,10 +290,15 @@ class HboneConnection(FrameSplitter):
         Raises:
             LocalProtocolError: not a client, no room (``can_open``), or headers that cannot be sent.
         """
-        if self.role is not Role.CLIENT or not self.can_open:
+        number = self._next_id
+        if (
+            self.role is not Role.CLIENT
+            or self.closing  # ``can_open``, without a call for each stream.
+            or len(self.streams) >= self.peer_max_streams
+            or number > f.MAX_STREAM_ID
+        ):
             raise LocalProtocolError("no stream can be opened")
         block = headers if isinstance(headers, h.EncodedRequest) else h.encode_request(authority, headers)
-        number = self._next_id
         stream = self._new_stream(number)
         self._next_id = number + 2
         self.streams[number] = stream
