@@ -173,7 +173,6 @@ class ProxiedConnection(Joined):
 
     def relayed(self, sent: int, answered: int, error: Exception | None) -> None:
         """Both ends are done."""
-        said, flag = "", Flag.NONE
         if error is None:
             series = self._series
             journal = self.context.journal
@@ -186,6 +185,9 @@ class ProxiedConnection(Joined):
                 self.finished = True
                 self._ended_well(series, sent, answered)
                 return
+        said, flag = "", Flag.NONE
+        if error is None:
+            pass
         elif isinstance(error, Closed):
             said, flag = str(error), error.flag
         elif not is_ordinary_end(error):

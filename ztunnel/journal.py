@@ -34,6 +34,9 @@ class Journal:
         write: Takes the text of one or more whole lines.
         json: Write records as JSON.
         levels: Below which level records are counted but not written; INFO, which is all, by default.
+
+    Attributes:
+        terse: ``ended_well`` will do for what ended well, where records of level INFO are written.
     """
 
     def __init__(
