@@ -173,13 +173,21 @@ class ProxiedConnection(Joined):
 
     def relayed(self, sent: int, answered: int, error: Exception | None) -> None:
         """Both ends are done."""
-        said, flag = "", Flag.NONE
         if error is None:
             series = self._series
-            if series is not None and not self.finished and self.context.journal.terse:
+            journal = self.context.journal
+            if (
+                series is not None
+                and not self.finished
+                and journal.terse
+                and journal.levels.access <= logging.INFO
+            ):
                 self.finished = True
                 self._ended_well(series, sent, answered)
                 return
+        said, flag = "", Flag.NONE
+        if error is None:
+            pass
         elif isinstance(error, Closed):
             said, flag = str(error), error.flag
         elif not is_ordinary_end(error):

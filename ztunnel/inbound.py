@@ -99,16 +99,17 @@ class InboundStream(ProxiedConnection):
 
     def begin(self) -> None:
         """Ask whether the target is ours."""
-        headroom = self.context.reactor.headroom
-        if headroom.tight:
+        context = self.context
+        headroom = context.reactor.headroom
+        if headroom.memory and headroom.tight:
             headroom.refused("memory")
             self._refuse(503, OVERLOADED, Flag.CONNECT)
             return
-        me = self.context.me
+        me = context.mesh.workload(context.uid)
         if me is None:
             self._refuse(503, "unknown workload", Flag.CONNECT)
             return
-        if self.context.journal.json:
+        if context.journal.json:
             self.traceparent = traceparent_in(self._request.headers)
         self._request.on_cancelled(self._cancelled)
         arrival = self._tunnel.arrival(me, self._request)

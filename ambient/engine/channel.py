@@ -116,9 +116,8 @@ class Channel(Protocol):
         """Undo ``pause``; delivery starts after the current callback."""
         ...
 
-    @property
     def ending(self) -> bool:
-        """Both directions have ended and all is sent: it is about to close itself."""
+        """Whether both directions have ended and all is sent: it is about to close itself."""
         ...
 
     def close(self) -> None:
@@ -257,10 +256,9 @@ class SocketChannel:
         """False while more than ``WRITE_HIGH_BYTES`` wait for the kernel."""
         return not self.full
 
-    @property
     def ending(self) -> bool:
-        """Both directions have ended and all is sent."""
-        return self._eof_in and self._eof_out and not self._backlog()
+        """Whether both directions have ended and all is sent."""
+        return self._eof_in and self._eof_out
 
     def start(self, receiver: Receiver) -> None:
         """Deliver to *receiver* from now on."""
@@ -268,7 +266,12 @@ class SocketChannel:
             self._reactor.call_soon(partial(receiver.channel_closed, self._reason), _recorded)
         else:
             self._receiver = receiver
-            self._update()
+            self._mask = 0 if self._paused or self._eof_in else IN
+            if self._out and not self._dirty:
+                self._mask |= OUT
+            if not self._registered:
+                self._registered = True
+                self._reactor.attach(self._fd, self._mask, self)
 
     def detach(self) -> socket.socket:
         """Give the socket away; the channel is over without a word. Only before ``start``."""
@@ -463,8 +466,11 @@ class SocketChannel:
         self._eof_in = True
         if not self._closing:
             (self._receiver or self._receiver_or_fail()).eof_received()
-        # The other direction often ends with this one: then there is nothing left to register for.
-        if self._sock is not None and not (self._eof_out and self._finish_if_done()):
+        if self._sock is None:
+            return
+        if self._eof_out:
+            self._finish(None)  # The other direction has ended: there is nothing left to register for.
+        else:
             self._update()
 
     def _hung_up(self) -> None:
@@ -499,7 +505,9 @@ class SocketChannel:
         backlog = self._backlog()
         if not backlog and self._eof_wanted and not self._eof_out:
             self._shut()
-            if self._finish_if_done():
+            if self._eof_in:
+                self._finish(None)
+            if self._sock is None:
                 return
         if self.full and backlog <= self._high // 4:
             self.full = False
@@ -532,7 +540,7 @@ class SocketChannel:
         return self._out_bytes
 
     def _shut(self) -> None:
-        self._eof_out = True
+        self._eof_out = True  # All was sent, and nothing will be.
         assert self._sock is not None
         if self._eof_in:
             return  # Both directions have ended: closing it says so too.
@@ -567,11 +575,6 @@ class SocketChannel:
         if self._registered:
             self._reactor.remove(self._fd)
             self._registered = False
-
-    def _finish_if_done(self) -> bool:
-        if self._eof_in and self._eof_out and not self._backlog():
-            self._finish(None)
-        return self._sock is None
 
     def _lingered(self) -> None:
         if self._backlog():

@@ -107,7 +107,7 @@ class Joined(PromptReceiver):
             self.relayed(self._near.bytes_in, self._far.bytes_in, self._error)
         elif self._error is not None:
             other.abort()
-        elif not other.ending:
+        elif not other.ending():
             # Both directions of this side ended well: so will the other's, once flushed.
             other.close()
 

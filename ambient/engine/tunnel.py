@@ -69,8 +69,10 @@ class TunnelStatistics:
 
 
 OnOpened: TypeAlias = Callable[[TunnelStream | Exception], None]
-# A CONNECT that waits for its answer: authority, whom to tell, when the answer is late, and after how long.
-_Opening: TypeAlias = tuple[str, OnOpened, float, float]
+OnRefused: TypeAlias = Callable[[Exception], None]
+# A CONNECT that waits for its answer: authority, whom to tell, when the answer is late, after how long, and
+# whom to tell of anything but the stream.
+_Opening: TypeAlias = tuple[str, OnOpened, float, float, OnRefused]
 OnRequest: TypeAlias = Callable[[TunnelRequest], None]
 
 
@@ -168,22 +170,27 @@ class TunnelConnection:
         on_opened: OnOpened,
         *,
         deadline: float | None = None,
+        on_refused: OnRefused | None = None,
+        on_finished: Callable[[], None] | None = None,
     ) -> None:
         """CONNECT to *authority* (``"10.244.1.3:80"``), which *headers* hold too if they are encoded.
 
         *on_opened* gets the stream at 200, else ``TunnelRefused``, ``TunnelLost``, ``TimeoutError`` or,
         for headers that cannot be sent, ``LocalProtocolError``; never before this method returns.
+        *on_refused* gets all but the stream, if it is given; *on_finished* is called once when a stream that
+        was given to *on_opened* has ended.
         """
         try:
             stream = self.wire.open(authority, headers)
         except AmbientError as exc:
-            self.reactor.call_soon(partial(on_opened, self._unopened(exc)), _recorded)
+            self.reactor.call_soon(partial(on_refused or on_opened, self._unopened(exc)), _recorded)
             return
+        stream.on_finished = on_finished
         self._streams_total += 1
         if deadline is None:
             deadline = self._limits.connect_answer
         due = monotonic() + deadline
-        self._opening[stream] = authority, on_opened, due, deadline
+        self._opening[stream] = authority, on_opened, due, deadline, on_refused or on_opened
         if self._late is None or due < self._late.when:
             self._await_answers(due)
         if not self.dirty:
@@ -320,7 +327,7 @@ class TunnelConnection:
             elif (react := handlers.get(type(event))) is not None:
                 react(event)
         if not self.closed:
-            if self.wire.has_output:
+            if self.wire.output:
                 self.push()
             if self.wire.closing:
                 self._close_if_drained()
@@ -425,7 +432,10 @@ class TunnelConnection:
     def _answer(self, opening: _Opening, answer: TunnelStream | Exception) -> None:
         """Tell whoever asked; its exception costs its stream only."""
         try:
-            opening[1](answer)
+            if isinstance(answer, TunnelStream):
+                opening[1](answer)
+            else:
+                opening[4](answer)
         except Exception as exc:
             self.reactor.record_failure(exc)
             if isinstance(answer, TunnelStream):

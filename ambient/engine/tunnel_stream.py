@@ -132,9 +132,8 @@ class TunnelStream(Stream):
         self.connection.wait_for_room(self)
         return False
 
-    @property
     def ending(self) -> bool:
-        """Both directions have ended and all is sent."""
+        """Whether both directions have ended and all is sent."""
         return self._eof_delivered and self._eof_wanted and not self._out
 
     def start(self, receiver: Receiver) -> None:

@@ -106,6 +106,7 @@ class HboneConnection(FrameSplitter):
     ) -> None:
         super().__init__(preface=role is Role.SERVER)
         self.role = role
+        self._serving = role is Role.SERVER  # An enumeration's members are slow to name.
         self._stream_type = stream_type
         self.streams: dict[int, Stream] = {}
         self.send_window = f.DEFAULT_WINDOW
@@ -290,10 +291,15 @@ class HboneConnection(FrameSplitter):
         Raises:
             LocalProtocolError: not a client, no room (``can_open``), or headers that cannot be sent.
         """
-        if self.role is not Role.CLIENT or not self.can_open:
-            raise LocalProtocolError("no stream can be opened")
-        block = headers if isinstance(headers, h.EncodedRequest) else h.encode_request(authority, headers)
         number = self._next_id
+        if (
+            self._serving
+            or self.closing  # ``can_open``, without a call for each stream.
+            or len(self.streams) >= self.peer_max_streams
+            or number > f.MAX_STREAM_ID
+        ):
+            raise LocalProtocolError("no stream can be opened")
+        block = headers if isinstance(headers, bytes) else h.encode_request(authority, headers)
         stream = self._new_stream(number)
         self._next_id = number + 2
         self.streams[number] = stream
@@ -393,7 +399,7 @@ class HboneConnection(FrameSplitter):
         # before that, and the block changes nothing for others: all that ``_starts`` and ``_on_headers`` ask.
         if self._block_stream:
             return False
-        if self.role is Role.SERVER:
+        if self._serving:
             request = self._requests.read(block) if stream_id > self._last_peer_id else None
             if request is None:
                 return False
@@ -922,7 +928,7 @@ class HboneConnection(FrameSplitter):
             raise HboneError(ErrorCode.ENHANCE_YOUR_CALM, "flood of frames without effect")
 
     def _require_unanswered(self, stream: Stream) -> None:
-        if self.role is not Role.SERVER or stream.answered or stream.stream_id not in self.streams:
+        if not self._serving or stream.answered or stream.stream_id not in self.streams:
             raise LocalProtocolError(f"stream {stream.stream_id} cannot be answered")
 
     def _require_not_idle(self, stream_id: int, what: str) -> None:
