@@ -47,8 +47,9 @@ from ztunnel.settings import ADMIN_PORT, METRICS_PORT, READY_PORT, Settings
 log = logging.getLogger("ztunnel")
 
 # How long control may be silent before a new process goes by what the last one knew. It answers within
-# milliseconds; longer would be a pause for everybody who connects. Picked, not measured.
-CONTROL_SECONDS = 0.25
+# milliseconds, while the agent hands over listeners and keys, which takes half as long as this; longer would
+# be a pause for everybody who connects. Picked, not measured.
+CONTROL_SECONDS = 0.1
 
 
 class Daemon:
@@ -122,10 +123,11 @@ class Daemon:
                 nursery.start_soon(self._svids.run)
                 nursery.start_soon(self._serve_http)
                 nursery.start_soon(watch_memory, self._headroom, self._settings.memory_limit)
+                # Its orders may come first: whoever is to be served waits for the mesh.
+                nursery.start_soon(self._agent.run)
                 await self._learn()
                 self._synchronised = True
                 nursery.start_soon(self._keep_what_is_known)
-                nursery.start_soon(self._agent.run)
 
     def pending(self) -> list[str]:
         """What readiness waits for."""

@@ -218,6 +218,8 @@ class Proxies:
         return WorkloadProxy(context, self._drained)
 
     async def _known(self, workload: WorkloadInfo) -> None:
+        while not self._around.mesh.version:  # The process has just begun; it gives up by itself.
+            await self._changed.wait()
         with trio.move_on_after(KNOWN_DEADLINE):
             while (known := self._around.mesh.workload(workload.uid)) is None:
                 await self._changed.wait()
