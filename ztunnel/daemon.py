@@ -42,6 +42,7 @@ from ztunnel.network import NetnsNetwork, PodNetwork
 from ztunnel.overload import RefusalLog, watch_memory
 from ztunnel.own_ports import OwnPorts
 from ztunnel.proxies import Around, Proxies
+from ztunnel.revoked import watch_revocations
 from ztunnel.settings import ADMIN_PORT, METRICS_PORT, READY_PORT, Settings
 
 log = logging.getLogger("ztunnel")
@@ -123,6 +124,7 @@ class Daemon:
                 nursery.start_soon(self._svids.run)
                 nursery.start_soon(self._serve_http)
                 nursery.start_soon(watch_memory, self._headroom, self._settings.memory_limit)
+                nursery.start_soon(watch_revocations, self._reactor.revocations, self._proxies.tunnels)
                 # Its orders may come first: whoever is to be served waits for the mesh.
                 nursery.start_soon(self._agent.run)
                 await self._learn()

@@ -16,6 +16,7 @@ import trio
 
 from ambient.engine.reactor import Reactor
 from ambient.engine.tls import TlsContext
+from ambient.engine.tunnel import TunnelConnection
 from ambient.errors import Unavailable
 from ambient.model.identity import SpiffeId
 from ambient.model.mesh import Mesh
@@ -189,6 +190,11 @@ class Proxies:
     def all(self) -> tuple[WorkloadProxy, ...]:
         """Every proxy, draining ones too."""
         return (*self._current.values(), *self._draining)
+
+    def tunnels(self) -> Iterator[TunnelConnection]:
+        """Every open tunnel; while they are gone through, some may open and end."""
+        for proxy in self.all():
+            yield from proxy.tunnels()
 
     def handshakes(self) -> tuple[int, int]:
         """TLS handshakes since the start of the process: as the server, as the client."""
