@@ -43,13 +43,15 @@ from ztunnel.network import NetnsNetwork, PodNetwork
 from ztunnel.overload import RefusalLog, watch_memory
 from ztunnel.own_ports import OwnPorts
 from ztunnel.proxies import Around, Proxies
+from ztunnel.revoked import watch_revocations
 from ztunnel.settings import ADMIN_PORT, METRICS_PORT, READY_PORT, Settings
 
 log = logging.getLogger("ztunnel")
 
 # How long control may be silent before a new process goes by what the last one knew. It answers within
-# milliseconds; longer would be a pause for everybody who connects. Picked, not measured.
-CONTROL_SECONDS = 0.25
+# milliseconds, while the agent hands over listeners and keys, which takes half as long as this; longer would
+# be a pause for everybody who connects. Picked, not measured.
+CONTROL_SECONDS = 0.1
 # After the first word of the agent, until what only the start needed is given back: 5 ms of work, which must
 # not add to the wait of those who connect meanwhile. Picked, not measured.
 FRUGAL_SECONDS = 0.5
@@ -126,10 +128,12 @@ class Daemon:
                 nursery.start_soon(self._svids.run)
                 nursery.start_soon(self._serve_http)
                 nursery.start_soon(watch_memory, self._headroom, self._settings.memory_limit)
+                nursery.start_soon(watch_revocations, self._reactor.revocations, self._proxies.tunnels)
+                # Its orders may come first: whoever is to be served waits for the mesh.
+                nursery.start_soon(self._agent.run)
                 await self._learn()
                 self._synchronised = True
                 nursery.start_soon(self._keep_what_is_known)
-                nursery.start_soon(self._agent.run)
 
     def pending(self) -> list[str]:
         """What readiness waits for."""

@@ -178,6 +178,7 @@ class InboundTunnel:
         identity: Who is at the other end, proven.
         source: Its address and port.
         pod_ip: The pod's address that it came to.
+        connection: What it is, one floor below.
     """
 
     def __init__(
@@ -193,7 +194,7 @@ class InboundTunnel:
         self._context = context
         self._on_closed = on_closed
         self._arrivals: Remembered[tuple[str, str], Arrival] = Remembered(context.mesh)
-        self._connection = TunnelConnection(
+        self.connection = TunnelConnection(
             context.reactor,
             channel,
             on_request=self._requested,
@@ -203,11 +204,11 @@ class InboundTunnel:
 
     def goaway(self) -> None:
         """Let the streams finish and take no more."""
-        self._connection.goaway()
+        self.connection.goaway()
 
     def close(self) -> None:
         """End it now."""
-        self._connection.close()
+        self.connection.close()
 
     def source_workload(self) -> Workload | None:
         """The workload at the peer's address, if that is who the certificate says."""

@@ -16,6 +16,7 @@ import trio
 
 from ambient.engine.reactor import Reactor
 from ambient.engine.tls import TlsContext
+from ambient.engine.tunnel import TunnelConnection
 from ambient.errors import Unavailable
 from ambient.model.identity import SpiffeId
 from ambient.model.mesh import Mesh
@@ -190,6 +191,11 @@ class Proxies:
         """Every proxy, draining ones too."""
         return (*self._current.values(), *self._draining)
 
+    def tunnels(self) -> Iterator[TunnelConnection]:
+        """Every open tunnel; while they are gone through, some may open and end."""
+        for proxy in self.all():
+            yield from proxy.tunnels()
+
     def handshakes(self) -> tuple[int, int]:
         """TLS handshakes since the start of the process: as the server, as the client."""
         now = [proxy.statistics() for proxy in self.all()]
@@ -218,6 +224,8 @@ class Proxies:
         return WorkloadProxy(context, self._drained)
 
     async def _known(self, workload: WorkloadInfo) -> None:
+        while not self._around.mesh.version:  # The process has just begun; it gives up by itself.
+            await self._changed.wait()
         with trio.move_on_after(KNOWN_DEADLINE):
             while (known := self._around.mesh.workload(workload.uid)) is None:
                 await self._changed.wait()

@@ -19,6 +19,7 @@ from ambient.engine.listener import Listener
 from ambient.engine.netns import plain_address
 from ambient.engine.pool import Dialler, OnConnected, TunnelPool
 from ambient.engine.tls import TlsChannel, connect_tls, prepare_hbone
+from ambient.engine.tunnel import TunnelConnection
 from ambient.errors import Unavailable
 from ambient.model.identity import SpiffeId
 from ambient.model.policy import Policy, decide
@@ -197,6 +198,10 @@ class WorkloadProxy:
                 connection.close(POLICY_CHANGED, Flag.DENY)
             if number % RECHECK_STEP == 0:
                 yield
+
+    def tunnels(self) -> tuple[TunnelConnection, ...]:
+        """Those that are open, both ways."""
+        return (*(each.connection for each in self._tunnels), *self._pool.connections())
 
     def count(self) -> None:
         """Bring the metrics of open connections up to date."""

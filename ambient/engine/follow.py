@@ -12,13 +12,13 @@ import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from itertools import count
-from time import perf_counter
 from types import TracebackType
 
 import trio
 
 from ambient.engine import collector
 from ambient.engine.nursery import plain_nursery
+from ambient.engine.slices import SLICE_PAUSE, in_slices
 from ambient.errors import AmbientError, ConfigError, Unavailable
 from ambient.model.identity import SpiffeId
 from ambient.model.mesh import Change, Mesh
@@ -28,11 +28,8 @@ from ambient.wire.frames import Frame
 CONTROL_FD_VARIABLE = "AMBIENT_CONTROL_FD"
 # Until the first snapshot is there nobody is served, so it is read as fast as it comes.
 READ_BYTES = 256 * 1024
-# Later, traffic shares the thread: so much is decoded (some 0.2 ms), then it has so many seconds to itself.
+# Later, traffic shares the thread: so much is decoded (some 0.4 ms), then there is a pause for it.
 SLICE_BYTES = 4 * 1024
-SLICE_PAUSE = 0.002
-# Applying goes on in steps of some 0.2 ms; after so many seconds of them traffic has its pause again.
-SLICE_SECONDS = 0.001
 # Reads of a large update between two looks for garbage among what is young: 65 KiB make some 700 objects,
 # which take 0.1 ms. Measured: left to itself, the collector takes 5 ms at a time.
 COLLECT_READS = 16
@@ -193,8 +190,8 @@ class Follow:
         self._wake.set()
 
     async def _apply(self, change: Change) -> None:
-        await self._in_slices(self.mesh.applying(change))
-        await self._in_slices(self._told())
+        await self._take(self.mesh.applying(change))
+        await self._take(self._told())
         if change.size >= LARGE_UPDATE:
             collector.keep()
 
@@ -202,13 +199,13 @@ class Follow:
         """What the mesh's being another one makes the daemon do, in steps."""
         return (self.on_update() if self.on_update is not None else None) or ()
 
-    async def _in_slices(self, steps: Iterable[None]) -> None:
+    async def _take(self, steps: Iterable[None]) -> None:
         """Take *steps*; once somebody is served, traffic comes in between."""
-        began = perf_counter()
-        for _ in steps:
-            if self._synchronised.is_set() and perf_counter() - began >= SLICE_SECONDS:
-                await trio.sleep(SLICE_PAUSE)
-                began = perf_counter()
+        if self._synchronised.is_set():
+            await in_slices(steps)
+        else:
+            for _ in steps:
+                pass
 
     async def _obey(self, event: xds.DaemonEvent) -> None:
         match event:

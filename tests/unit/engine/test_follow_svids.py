@@ -86,7 +86,7 @@ def thawed() -> Iterator[None]:
 @pytest.mark.usefixtures("thawed")
 async def test_traffic_has_its_turn_while_a_large_update_is_applied(monkeypatch: pytest.MonkeyPatch) -> None:
     """It goes by the old mesh until the new one is whole; then the daemon is told, in steps, then control."""
-    monkeypatch.setattr("ambient.engine.follow.SLICE_SECONDS", 0.0)
+    monkeypatch.setattr("ambient.engine.slices.SLICE_SECONDS", 0.0)
     crowd = tuple(
         replace(POD, uid=f"u{number}", addresses=(f"10.1.{number // 250}.{number % 250}",))
         for number in range(2_000)
