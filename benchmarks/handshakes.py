@@ -99,7 +99,7 @@ def text(rows: Sequence[dict[str, Any]]) -> str:
         f"{'END':7} {'OURS us':>8} {'ENVOY us':>9} {'RATIO':>6}  {'HANDSHAKE: OURS us':>18} {'ENVOY us':>9}"
     ]
     lines += [
-        f"{each['metric'].partition('_')[0]:7} {each['ours']:8,.0f} {each['envoy']:9,.0f} {each['ratio']:6.2f}"
+        f"{each['metric'][:6]:7} {each['ours']:8,.0f} {each['envoy']:9,.0f} {each['ratio']:6.2f}"
         f"  {each['handshake_ours_us']:18,.0f} {each['handshake_envoy_us']:9,.0f}"
         for each in rows
     ]

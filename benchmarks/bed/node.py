@@ -115,7 +115,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, handlers=[output])
     raise_file_limit()
     if UNPOOLED_VARIABLE in os.environ:
-        pool.PoolPlan = OneStreamEach  # type: ignore[misc]
+        vars(pool)["PoolPlan"] = OneStreamEach
     collector.settle()
     control = control_socket()
     host.run(lambda reactor: LoopbackDaemon(reactor, settings, control, (ip, int(port))).run())
