@@ -171,9 +171,9 @@ class Daemon:
         with self._keeping:
             await self._file.keep()
 
-    def _updated(self) -> None:
-        self._proxies.mesh_changed()
+    def _updated(self) -> Iterator[None]:
         self._file.changed()
+        return self._proxies.mesh_changed()
 
     def _retire(self) -> None:
         """A newer process has the node's ports, too."""

@@ -7,7 +7,7 @@ old connections drain gets a new proxy beside the old one.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol
@@ -156,12 +156,12 @@ class Proxies:
         """Whether old connections of *uid* are still open."""
         return any(proxy.context.uid == uid for proxy in self._draining)
 
-    def mesh_changed(self) -> None:
-        """Call after each change of the mesh."""
+    def mesh_changed(self) -> Iterator[None]:
+        """Take these steps after each change of the mesh."""
         self._changed.set()
         self._changed = trio.Event()
         for proxy in (*self._current.values(), *self._draining):
-            proxy.mesh_changed()
+            yield from proxy.mesh_changed()
 
     async def drain(self, deadline: float) -> None:
         """End every proxy: gracefully until *deadline* seconds have passed, then by force.

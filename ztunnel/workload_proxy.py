@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
@@ -42,6 +42,9 @@ KNOCKING_SECONDS = 0.02
 LAST_KNOCK_SECONDS = 1.5
 # How exactly their end is noticed. Picked, not measured.
 KNOCK_CHECK_SECONDS = 0.05
+
+# Open connections that are asked about in one step, after policy has changed. Picked: some 5 us each.
+RECHECK_STEP = 50
 
 # Between the closing of the listeners and the GOAWAYs: requests that were on their way are still served.
 # The control plane has told every source by then, so a few round trips are enough; picked, not measured.
@@ -177,20 +180,23 @@ class WorkloadProxy:
         self._pool.close()
         self._maybe_drained()
 
-    def mesh_changed(self) -> None:
-        """Ask policy again where it changed, and forget tunnels to workloads that are gone."""
+    def mesh_changed(self) -> Iterator[None]:
+        """Ask policy again where it changed, and forget tunnels to workloads that are gone; in steps."""
         mesh = self.context.mesh
         self._pool.close_where(lambda key: mesh.workload(key.destination_uid) is None)
         me = self.context.me
         policies = mesh.policies_for(me) if me is not None else self._policies
         if policies is not None and policies != self._policies:
             self._policies = policies
-            self._recheck(policies)
+            yield from self._recheck(policies)
+        yield
 
-    def _recheck(self, policies: tuple[Policy, ...]) -> None:
-        for connection in self.context.open.all():
+    def _recheck(self, policies: tuple[Policy, ...]) -> Iterator[None]:
+        for number, connection in enumerate(self.context.open.all(), 1):
             if connection.facts is not None and not decide(policies, connection.facts).allowed:
                 connection.close(POLICY_CHANGED, Flag.DENY)
+            if number % RECHECK_STEP == 0:
+                yield
 
     def count(self) -> None:
         """Bring the metrics of open connections up to date."""

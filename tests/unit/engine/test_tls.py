@@ -210,6 +210,7 @@ def test_a_silent_peer_is_cut(loop: Any, accept: Any) -> None:
     near, told = accept(deadline=0.05)
     with near:
         assert near.recv(1) == b""
+    loop.until(lambda: told)
     assert reason(told[0]) == "deadline"
 
 
