@@ -217,7 +217,7 @@ class Daemon:
         )
         admin = admin_routes(inside)
         dns = self._names.metrics if self._names is not None else None
-        metrics = metrics_routes(self._journal.metrics, self._proxies, dns)
+        metrics = metrics_routes(self._journal.metrics, self._proxies, dns, self._follow.heard)
         ready = ready_routes(self.pending)
         with self._serving_http:
             async with trio.open_nursery() as nursery:
