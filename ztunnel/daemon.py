@@ -22,6 +22,7 @@ import trio
 from ambient.engine.follow import Follow, control_socket
 from ambient.engine.frugal import release_unused
 from ambient.engine.nursery import plain_nursery
+from ambient.engine.overload import RefusalLog, watch_memory
 from ambient.engine.pages import Routes, serve
 from ambient.engine.reactor import Reactor
 from ambient.engine.revocations import Revocations
@@ -40,7 +41,6 @@ from ztunnel.mesh_file import MeshFile
 from ztunnel.metrics import TcpMetrics
 from ztunnel.name_server import Names
 from ztunnel.network import NetnsNetwork, PodNetwork
-from ztunnel.overload import RefusalLog, watch_memory
 from ztunnel.own_ports import OwnPorts
 from ztunnel.proxies import Around, Proxies
 from ztunnel.revoked import watch_revocations
@@ -74,7 +74,7 @@ class Daemon:
     ) -> None:
         self._settings = settings
         self._headroom = reactor.headroom
-        self._headroom.on_refused = RefusalLog(reactor).refused
+        self._headroom.on_refused = RefusalLog(reactor, log.warning).refused
         self._headroom.limit_by_rlimit()
         self._follow = Follow(control)
         self._svids = SvidCache(self._follow)
@@ -221,7 +221,7 @@ class Daemon:
         )
         admin = admin_routes(inside)
         dns = self._names.metrics if self._names is not None else None
-        metrics = metrics_routes(self._journal.metrics, self._proxies, dns)
+        metrics = metrics_routes(self._journal.metrics, self._proxies, dns, self._follow.heard)
         ready = ready_routes(self.pending)
         with self._serving_http:
             async with trio.open_nursery() as nursery:

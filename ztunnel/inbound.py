@@ -10,7 +10,9 @@ import socket
 from collections.abc import Callable
 
 from ambient.engine.channel import SocketChannel
+from ambient.engine.failure import describe, status_of
 from ambient.engine.netns import plain_address
+from ambient.engine.overload import OVERLOADED
 from ambient.engine.tls import TlsChannel, TlsError, accept_tls, prepare_hbone
 from ambient.engine.tunnel import Headers, TunnelConnection, TunnelRequest
 from ambient.errors import Denied, RemoteProtocolError, Unavailable
@@ -22,11 +24,9 @@ from ambient.model.workload import HBONE_PORT, Workload
 from ambient.wire.baggage import parse_forwarded, traceparent_in
 from ztunnel.connection import Closed, ProxiedConnection
 from ztunnel.context import Context
-from ztunnel.failure import describe, status_of
 from ztunnel.flow import MAX_NAME_BYTES, Arrival, Flow, Remembered
 from ztunnel.metrics import Traffic
 from ztunnel.network import Address, Cancellable
-from ztunnel.overload import OVERLOADED
 
 # Connections of one pod that have not proven who they are (reference/threats.md 4).
 MAX_HANDSHAKES = 1024

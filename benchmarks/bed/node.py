@@ -17,13 +17,15 @@ import socket
 import sys
 from collections.abc import Callable, Container
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
-from ambient.engine import collector, host
+from ambient.engine import collector, host, pool
 from ambient.engine.dial import dial_socket
 from ambient.engine.follow import control_socket
 from ambient.engine.headroom import raise_file_limit
 from ambient.engine.netns import listen_in, plain_address
 from ambient.engine.reactor import Reactor
+from ambient.model.pool_plan import Assign, Instruction, PoolKey, PoolPlan
 from ztunnel import __main__ as ztunnel_main
 from ztunnel import zygote
 from ztunnel.daemon import Daemon
@@ -31,6 +33,22 @@ from ztunnel.network import Address, Cancellable, OnDialled
 from ztunnel.settings import Settings, read_settings
 
 TARGET_VARIABLE = "AMBIENT_BENCH_TARGET"
+# Set: a tunnel carries one stream and closes, so that each new one costs a handshake.
+UNPOOLED_VARIABLE = "AMBIENT_BENCH_UNPOOLED"
+
+
+class OneStreamEach(PoolPlan):
+    """The pool's plan, but for its purpose: no connection is used twice."""
+
+    def lease(self, key: PoolKey) -> None:
+        """Nothing is ever free."""
+
+    def _serve(self, key: PoolKey, group: Any) -> list[Instruction]:
+        found = super()._serve(key, group)
+        for each in found:
+            if isinstance(each, Assign):
+                self._connections[each.connection].retired = True
+        return found
 
 
 class LoopbackNetwork:
@@ -101,6 +119,8 @@ def main() -> int:
     output.setFormatter(ztunnel_main.Lines())
     logging.basicConfig(level=logging.INFO, handlers=[output])
     raise_file_limit()
+    if UNPOOLED_VARIABLE in os.environ:
+        vars(pool)["PoolPlan"] = OneStreamEach
     collector.settle()
     control = control_socket()
     host.run(lambda reactor: LoopbackDaemon(reactor, settings, control, (ip, int(port))).run())

@@ -23,7 +23,7 @@ from ambient.model.workload import Workload
 from ambient.pki.authority import Authority
 from benchmarks.bed import mesh
 from benchmarks.bed.envoy import client_config, free_port, server_config
-from benchmarks.bed.node import TARGET_VARIABLE
+from benchmarks.bed.node import TARGET_VARIABLE, UNPOOLED_VARIABLE
 from benchmarks.bed.plane import Agent, Control
 from benchmarks.bed.procfs import family
 from ztunnel.zygote import ZYGOTE_FD
@@ -62,13 +62,21 @@ class Ours:
         application: Where the application listens; its ip is the server pod's.
         client_ip: The client pod's address.
         crowd: More pods of node-1 and node-2, which are enrolled and do nothing.
+        pooled: Whether tunnels share connections, as they always do outside of a benchmark.
     """
 
     name = "ours"
 
     def __init__(
-        self, folder: Path, application: tuple[str, int], client_ip: str, crowd: tuple[Workload, ...] = ()
+        self,
+        folder: Path,
+        application: tuple[str, int],
+        client_ip: str,
+        crowd: tuple[Workload, ...] = (),
+        *,
+        pooled: bool = True,
     ) -> None:
+        self._pooled = pooled
         self._folder = folder
         self._zygotes: list[subprocess.Popen[bytes]] = []
         self._daemons: list[Orphan] = []
@@ -104,6 +112,8 @@ class Ours:
             "CONNECTION_TERMINATION_DEADLINE": "1s",
             TARGET_VARIABLE: f"{self._application[0]}:{self._application[1]}",
         }
+        if not self._pooled:
+            environ[UNPOOLED_VARIABLE] = "1"
         with (self._folder / f"{node}.log").open("wb") as log, theirs, asked:
             command = [sys.executable, "-m", "benchmarks.bed.node"]
             self._zygotes.append(
@@ -137,7 +147,9 @@ class Envoy:
 
     name = "envoy"
 
-    def __init__(self, folder: Path, application: tuple[str, int], client_ip: str) -> None:
+    def __init__(
+        self, folder: Path, application: tuple[str, int], client_ip: str, *, pooled: bool = True
+    ) -> None:
         self._folder = folder
         self._processes: list[subprocess.Popen[bytes]] = []
         self.door = (client_ip, free_port(client_ip))
@@ -146,7 +158,7 @@ class Envoy:
         try:
             self._start("server", server_config(folder, authority, hbone, application))
             self._wait(hbone)
-            self._start("client", client_config(folder, authority, self.door, hbone, application))
+            self._start("client", client_config(folder, authority, self.door, hbone, application, pooled))
             self._wait(self.door)
         except BaseException:
             self.stop()
