@@ -22,6 +22,7 @@ import trio
 from benchmarks.enrolling.children import Child
 from benchmarks.enrolling.fabric import DEADLINE, Fabric, Wire, fabric
 from benchmarks.enrolling.leaks import holdings, leaked
+from benchmarks.enrolling.starvation import starved
 from benchmarks.enrolling.statistics import quantiles
 from benchmarks.enrolling.wires import BRIDGED
 
@@ -46,12 +47,14 @@ class Case:
     Attributes:
         rules: ``ambient`` or ``istio-published``.
         unenroll: ``drain`` or ``delete``: the order of removal.
+        starve: Processes that burn CPU meanwhile, and take it from the mesh and from the generator.
     """
 
     rules: str
     unenroll: str
     cni: str
     cycles: int
+    starve: int = 0
 
 
 @dataclass(slots=True)
@@ -85,10 +88,11 @@ async def _measure(mesh: Fabric, case: Case, traffic: Child, probe: Child) -> di
     before = _holdings(mesh)
     await traffic.ask("start")
     counts = _Counts()
-    for cycle in range(case.cycles):
-        await _cycle(mesh, counts, traffic, probe, cycle)
-        if sys.stderr.isatty() or cycle % 10 == 9:
-            print(f"{case.rules} {case.unenroll}: cycle {cycle + 1} of {case.cycles}", file=sys.stderr)
+    with starved(case.starve):
+        for cycle in range(case.cycles):
+            await _cycle(mesh, counts, traffic, probe, cycle)
+            if sys.stderr.isatty() or cycle % 10 == 9:
+                print(f"{case.rules} {case.unenroll}: cycle {cycle + 1} of {case.cycles}", file=sys.stderr)
     await traffic.ask("stop")
     if counts.through % (2 * KEPT_CYCLES):
         await traffic.ask(f"close through{counts.groups}")
@@ -137,6 +141,7 @@ def _row(case: Case, counts: _Counts, said: dict[str, Any], left: dict[str, int]
         "unenroll": case.unenroll,
         "cni": case.cni,
         "cycles": case.cycles,
+        "starve": case.starve,
         "new_ok": said["new_ok"],
         "new_failed": said["new_failed"],
         "preexisting_reset": said["cut"]["before"],
