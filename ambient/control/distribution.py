@@ -43,7 +43,7 @@ ACK_SECONDS = 10.0
 MAX_UNACKED = 2
 # Between two updates of a link. The first goes out at once; of a stream of them, such as pods that are
 # enrolled at a steady rate, a daemon takes twenty a second, however many there are: each costs it a look at
-# everything that it carries. By them peers learn where they may speak HBONE; no capture waits for one. Picked.
+# everything that it carries. By them peers learn where they may speak HBONE; captures wait for none. Picked.
 UPDATE_SECONDS = 0.05
 
 

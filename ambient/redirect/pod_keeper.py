@@ -44,6 +44,10 @@ class Ztunnel(Protocol):
         """The processes of the node's ztunnels."""
         ...
 
+    async def ready(self) -> None:
+        """Return when there is one; raises ``Unavailable``."""
+        ...
+
     async def add(self, workload: WorkloadInfo, netns: int) -> None:
         """Serve; raises ``Unavailable``."""
         ...
@@ -265,7 +269,10 @@ class PodKeeper:
 
     async def _capture(self, netns: int) -> None:
         """Listeners, then rules; ``existing`` is what was there before."""
-        pod_capture.check(netns, self._around.ztunnel.pids())
+        pod_capture.check_namespace(netns)
+        # Before one has come back, what it listens on looks like somebody else's.
+        await self._around.ztunnel.ready()
+        pod_capture.check_ports(netns, self._around.ztunnel.pids())
         was = self.state
         try:
             self._drained = False
