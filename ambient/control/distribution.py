@@ -7,6 +7,7 @@ the daemon was told last and what is true now, so a slow daemon costs no memory 
 from __future__ import annotations
 
 import logging
+import math
 import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -40,6 +41,10 @@ ACK_SECONDS = 10.0
 # Updates that a daemon has not acked yet; what is new meanwhile goes out together: who is busy is not told of
 # every pod of a thousand one by one. The second one keeps the line busy. Picked.
 MAX_UNACKED = 2
+# Between two updates of a link. The first goes out at once; of a stream of them, such as pods that are
+# enrolled at a steady rate, a daemon takes twenty a second, however many there are: each costs it a look at
+# everything that it carries. By them peers learn where they may speak HBONE; captures wait for none. Picked.
+UPDATE_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +108,7 @@ class Link:
         # Nonce -> the version that the daemon had before: one update may carry many versions.
         self._unacked: dict[int, int] = {}
         self._acks = Bell()
+        self._quiet_until = -math.inf
 
     def has_applied(self, version: int) -> bool:
         """Whether the daemon has applied the registry *version*, or one after it."""
@@ -177,7 +183,9 @@ class Link:
             ring = self._wake.next()
             if data := self._pending():
                 await self._stream.send_all(data)
-            else:
+                continue
+            # What was held back is due then; what else there is comes with a ring.
+            with trio.move_on_at(self._quiet_until if self._holds_back() else math.inf):
                 await ring.wait()
 
     async def _watch_acks(self) -> None:
@@ -201,9 +209,9 @@ class Link:
 
     def _update(self) -> bytes:
         now = self._owner.registry()
-        known = self._told is not None and self._told.version == now.version
-        if known or len(self._unacked) >= MAX_UNACKED:
+        if self._knows(now) or len(self._unacked) >= MAX_UNACKED or self._holds_back():
             return b""
+        self._quiet_until = trio.current_time() + UPDATE_SECONDS
         change = change_between(self._told, now)
         since = -1 if self._told is None else self._told.version
         self._told = now
@@ -214,6 +222,13 @@ class Link:
         self._unacked[nonce] = since
         self._acks.ring()
         return data
+
+    def _knows(self, registry: Registry) -> bool:
+        return self._told is not None and self._told.version == registry.version
+
+    def _holds_back(self) -> bool:
+        """Whether there is an update that is sent later, because one has just gone out."""
+        return trio.current_time() < self._quiet_until and not self._knows(self._owner.registry())
 
     def _pods(self) -> bytes:
         if self.peer.role != "agent":
