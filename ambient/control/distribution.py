@@ -184,8 +184,7 @@ class Link:
             if data := self._pending():
                 await self._stream.send_all(data)
                 continue
-            # What was held back is due then; what else there is comes with a ring.
-            with trio.move_on_at(self._quiet_until if self._holds_back() else math.inf):
+            with trio.move_on_at(self._due()):
                 await ring.wait()
 
     async def _watch_acks(self) -> None:
@@ -209,7 +208,7 @@ class Link:
 
     def _update(self) -> bytes:
         now = self._owner.registry()
-        if self._knows(now) or len(self._unacked) >= MAX_UNACKED or self._holds_back():
+        if self._knows(now) or len(self._unacked) >= MAX_UNACKED or trio.current_time() < self._quiet_until:
             return b""
         self._quiet_until = trio.current_time() + UPDATE_SECONDS
         change = change_between(self._told, now)
@@ -226,9 +225,11 @@ class Link:
     def _knows(self, registry: Registry) -> bool:
         return self._told is not None and self._told.version == registry.version
 
-    def _holds_back(self) -> bool:
-        """Whether there is an update that is sent later, because one has just gone out."""
-        return trio.current_time() < self._quiet_until and not self._knows(self._owner.registry())
+    def _due(self) -> float:
+        """When to look though nobody rings: what is held back is due then, be it that the time has come."""
+        waits_for_acks = len(self._unacked) >= MAX_UNACKED
+        nothing = not self.greeted or waits_for_acks or self._knows(self._owner.registry())
+        return math.inf if nothing else self._quiet_until
 
     def _pods(self) -> bytes:
         if self.peer.role != "agent":
