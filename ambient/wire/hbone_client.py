@@ -6,6 +6,7 @@ Floor 1: sans-IO.
 from __future__ import annotations
 
 from ambient.errors import LocalProtocolError
+from ambient.own_code import own_code
 from ambient.wire import hbone_budget as budget
 from ambient.wire import hbone_frames as f
 from ambient.wire import hbone_headers as h
@@ -15,6 +16,7 @@ from ambient.wire.hbone_events import AnyStream, ResponseReceived, Stream
 from ambient.wire.hbone_frames import ErrorCode
 
 
+@own_code
 class HboneClient(HboneConnection):
     """A connection on which we open the streams."""
 

@@ -6,6 +6,7 @@ Floor 1: sans-IO. Requests that no HBONE peer sends are answered here, and nobod
 from __future__ import annotations
 
 from ambient.errors import LocalProtocolError
+from ambient.own_code import own_code
 from ambient.wire import hbone_frames as f
 from ambient.wire import hbone_headers as h
 from ambient.wire.hbone import HboneConnection
@@ -18,6 +19,7 @@ from ambient.wire.hbone_split import HboneError
 MAX_SERVER_STREAMS = 200
 
 
+@own_code
 class HboneServer(HboneConnection):
     """A connection whose peer opens the streams."""
 
