@@ -1,8 +1,8 @@
 """Subclasses whose inherited methods are as fast as if no other class had them.
 
-Below the floors. CPython (3.11 and later) makes the instructions of a function fit the type that they see, and keeps
-that in the function's code. Where two subclasses take turns in the same code it fits neither: attributes are
-looked up the long way, some 100 instructions each. A copy of the code fits its own class.
+Below the floors. CPython (3.11 and later) makes the instructions of a function fit the type that they see,
+and keeps that in the function's code. Where two subclasses take turns in the same code it fits neither:
+attributes are looked up the long way, some 100 instructions each. A copy of the code fits its own class.
 """
 
 from __future__ import annotations
