@@ -63,7 +63,10 @@ class _End:
         if other.closed:
             a, b = relay._a, relay._b
             sent, answered = a.channel.bytes_in - a.first_byte, b.channel.bytes_in - b.first_byte
-            relay._on_done(RelayCounts(sent, answered, relay._error))
+            on_done = relay._on_done
+            # Or all of them would keep each other alive, and what they hold, until somebody collects them.
+            del a.relay, b.relay, relay._on_done
+            on_done(RelayCounts(sent, answered, relay._error))
         elif relay._error is not None:
             other.channel.abort()
         else:

@@ -505,6 +505,7 @@ class TunnelRequest:
 
     def _answered(self) -> None:
         self.closed = True
+        self._on_cancelled = None  # Or it and whoever asked would keep each other alive.
         self._stream.request = None
 
 
