@@ -551,6 +551,8 @@ class TunnelConnection:
         self.channel.close()
         if self._on_closed is not None:
             self.reactor.call_soon(partial(self._on_closed, exc), _recorded)
+        # Or it and its owner would keep each other alive.
+        self._on_request = self._on_rejected = self._on_closed = self._on_available = None
 
 
 def _lost(exc: Exception) -> Exception:

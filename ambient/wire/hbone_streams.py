@@ -139,6 +139,8 @@ class StreamTable(FrameSplitter):
         """The connection is gone: return every grown window to the budget."""
         for stream in list(self.streams.values()):
             self._forget(stream)
+        # Or what came last and its streams, which know their connection, would keep each other alive.
+        self._events, self._batch, self._current, self._ending = [], None, None, None
 
     # DATA --------------------------------------------------------------------------------------
 
