@@ -96,6 +96,7 @@ class Ours:
         try:
             for pod in self._pods:
                 self._start(pod.node, (pod, *(each for each in crowd if each.node == pod.node)))
+            self._pids = {pod.node: self._whole(pod.node) for pod in self._pods}
         except BaseException:
             self.stop()
             raise
@@ -141,7 +142,17 @@ class Ours:
         return self._node("node-2")
 
     def _node(self, name: str) -> list[int]:
-        return with_variable("INPOD_UDS", str(self._folder / f"{name}.zds"))
+        return self._pids[name]
+
+    def _whole(self, node: str) -> list[int]:
+        """The node's processes, once the next ztunnel waits beside those that serve."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            found = with_variable("INPOD_UDS", str(self._folder / f"{node}.zds"))
+            if len(found) >= 2 + self._workers:
+                return found
+            time.sleep(0.05)
+        raise SystemExit(f"no ztunnel of {node} is in waiting")
 
     def stop(self) -> None:
         """End them all."""
