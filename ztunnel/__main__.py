@@ -45,8 +45,11 @@ class Lines(logging.Formatter):
 def command(arguments: Sequence[str]) -> int:
     """What the command line asks for: ztunnel's three words, of which ``proxy`` is the default."""
     match list(arguments):
-        case [] | ["proxy"]:
+        case [] | ["proxy"] | ["proxy", "--workers=1"] | ["proxy", "--workers", "1"]:
             return main()
+        case ["proxy", workers, *_] if workers.partition("=")[0] == "--workers":
+            print("ztunnel: one process serves a node here; --workers takes no number but 1", file=sys.stderr)
+            return EXIT_USAGE
         case ["help" | "--help" | "-h"]:
             print(help_text(), end="")
             return 0

@@ -53,8 +53,9 @@ log = logging.getLogger("ztunnel")
 # be a pause for everybody who connects. Picked, not measured.
 CONTROL_SECONDS = 0.1
 # After the first word of the agent, until what only the start needed is given back: 5 ms of work, which must
-# not add to the wait of those who connect meanwhile. Picked, not measured.
-FRUGAL_SECONDS = 0.5
+# not add to the wait of those who connect meanwhile. The first certificates and tunnels are a start, too, and
+# read large parts of libraries once. Picked, not measured.
+FRUGAL_SECONDS = 3.0
 
 
 class Daemon:

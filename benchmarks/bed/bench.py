@@ -76,9 +76,10 @@ class Bench:
         self._pairs.append(made)
         return made
 
-    def ours(self, crowd: tuple[Workload, ...] = ()) -> Ours:
-        """A pair of ours, and who else lives on its nodes."""
-        made = Ours(self._fresh_folder(), self.application, mesh.address(self._made), crowd)
+    def ours(self, crowd: tuple[Workload, ...] = (), *, pooled: bool = True, workers: int = 1) -> Ours:
+        """A pair of ours, who else lives on its nodes, and how they work."""
+        folder = self._fresh_folder()
+        made = Ours(folder, self.application, mesh.address(self._made), crowd, pooled=pooled, workers=workers)
         self._pairs.append(made)
         return made
 

@@ -23,7 +23,7 @@ from ambient.engine import collector, host, pool
 from ambient.engine.dial import dial_socket
 from ambient.engine.follow import control_socket
 from ambient.engine.headroom import raise_file_limit
-from ambient.engine.netns import listen_in, plain_address
+from ambient.engine.netns import LISTEN_BACKLOG, listen_in, plain_address
 from ambient.engine.reactor import Reactor
 from ambient.model.pool_plan import Assign, Instruction, PoolKey, PoolPlan
 from ztunnel import __main__ as ztunnel_main
@@ -35,6 +35,8 @@ from ztunnel.settings import Settings, read_settings
 TARGET_VARIABLE = "AMBIENT_BENCH_TARGET"
 # Set: a tunnel carries one stream and closes, so that each new one costs a handshake.
 UNPOOLED_VARIABLE = "AMBIENT_BENCH_UNPOOLED"
+# Set: the kernel deals connections out among all processes that listen on the same port.
+SHARED_VARIABLE = "AMBIENT_BENCH_SHARED"
 
 
 class OneStreamEach(PoolPlan):
@@ -62,7 +64,11 @@ class LoopbackNetwork:
 
     def listen(self, port: int) -> socket.socket:
         """On this pod's address only."""
-        return listen_in(None, port, host=self._ip)
+        if SHARED_VARIABLE not in os.environ:
+            return listen_in(None, port, host=self._ip)
+        sock = socket.create_server((self._ip, port), backlog=LISTEN_BACKLOG, reuse_port=True)
+        sock.setblocking(False)
+        return sock
 
     def listen_locally(self, port: int) -> socket.socket:
         """The pod's address is all the loopback that it has."""

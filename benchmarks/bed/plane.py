@@ -65,12 +65,12 @@ class Agent:
         self._listener.bind(str(path))
         self._listener.listen()
         self._listener.settimeout(PATIENCE)
-        self._sock: socket.socket | None = None
+        self._socks: list[socket.socket] = []
 
     def enroll(self, pods: tuple[Workload, ...]) -> None:
         """Wait for ztunnel, have it serve *pods*; returns when it does."""
-        self._sock, _ = self._listener.accept()
-        sock = self._sock
+        sock, _ = self._listener.accept()
+        self._socks.append(sock)
         sock.settimeout(PATIENCE)
         end = zds.AgentConnection()
         end.receive_packet(sock.recv(8192))
@@ -86,8 +86,8 @@ class Agent:
     def close(self) -> None:
         """To ztunnel this is the agent's end."""
         self._listener.close()
-        if self._sock is not None:
-            self._sock.close()
+        for sock in self._socks:
+            sock.close()
 
 
 def _require_ack(end: zds.AgentConnection, sock: socket.socket) -> None:

@@ -23,9 +23,9 @@ from ambient.model.workload import Workload
 from ambient.pki.authority import Authority
 from benchmarks.bed import mesh
 from benchmarks.bed.envoy import client_config, free_port, server_config
-from benchmarks.bed.node import TARGET_VARIABLE, UNPOOLED_VARIABLE
+from benchmarks.bed.node import SHARED_VARIABLE, TARGET_VARIABLE, UNPOOLED_VARIABLE
 from benchmarks.bed.plane import Agent, Control
-from benchmarks.bed.procfs import family
+from benchmarks.bed.procfs import family, with_variable
 from ztunnel.zygote import ZYGOTE_FD
 
 ROOT = Path(__file__).parents[2]
@@ -63,6 +63,7 @@ class Ours:
         client_ip: The client pod's address.
         crowd: More pods of node-1 and node-2, which are enrolled and do nothing.
         pooled: Whether tunnels share connections, as they always do outside of a benchmark.
+        workers: Processes of each node, among which the kernel deals out connections (SO_REUSEPORT).
     """
 
     name = "ours"
@@ -75,11 +76,13 @@ class Ours:
         crowd: tuple[Workload, ...] = (),
         *,
         pooled: bool = True,
+        workers: int = 1,
     ) -> None:
         self._pooled = pooled
+        self._workers = workers
         self._folder = folder
         self._zygotes: list[subprocess.Popen[bytes]] = []
-        self._daemons: list[Orphan] = []
+        self._daemons: dict[str, list[Orphan]] = {}
         self._sockets: list[socket.socket | Agent] = []
         self._authority = Authority(time.time())
         self._application = application
@@ -93,12 +96,12 @@ class Ours:
         try:
             for pod in self._pods:
                 self._start(pod.node, (pod, *(each for each in crowd if each.node == pod.node)))
+            self._pids = {pod.node: self._whole(pod.node) for pod in self._pods}
         except BaseException:
             self.stop()
             raise
 
     def _start(self, node: str, pods: tuple[Workload, ...]) -> None:
-        ours, theirs = socket.socketpair()
         path = self._folder / f"{node}.zds"
         agent = Agent(path)
         self._sockets.append(agent)
@@ -114,30 +117,46 @@ class Ours:
         }
         if not self._pooled:
             environ[UNPOOLED_VARIABLE] = "1"
-        with (self._folder / f"{node}.log").open("wb") as log, theirs, asked:
+        if self._workers > 1:
+            environ[SHARED_VARIABLE] = "1"
+        with (self._folder / f"{node}.log").open("wb") as log, asked:
             command = [sys.executable, "-m", "benchmarks.bed.node"]
             self._zygotes.append(
                 subprocess.Popen(command, env=environ, pass_fds=[asked.fileno()], stderr=log, cwd=ROOT)
             )
-            self._daemons.append(Orphan(forked(asking, theirs.fileno())))
-        self._sockets.append(ours)
-        self.controls.append(Control(ours, self._authority, mesh.first_change(self._all)))
-        agent.enroll(pods)
+        self._daemons[node] = []
+        for _ in range(self._workers):
+            ours, theirs = socket.socketpair()
+            self._sockets.append(ours)
+            with theirs:
+                self._daemons[node].append(Orphan(forked(asking, theirs.fileno())))
+            self.controls.append(Control(ours, self._authority, mesh.first_change(self._all)))
+            agent.enroll(pods)
 
     def client(self) -> list[int]:
-        """Processes of the client's node: its zygote and its ztunnel."""
-        return self._node(0)
+        """Processes of the client's node: its zygote, its ztunnel, and the next one in waiting."""
+        return self._node("node-1")
 
     def server(self) -> list[int]:
         """Processes of the server's node."""
-        return self._node(1)
+        return self._node("node-2")
 
-    def _node(self, number: int) -> list[int]:
-        return [*family(self._zygotes[number].pid), *family(self._daemons[number].pid)]
+    def _node(self, name: str) -> list[int]:
+        return self._pids[name]
+
+    def _whole(self, node: str) -> list[int]:
+        """The node's processes, once the next ztunnel waits beside those that serve."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            found = with_variable("INPOD_UDS", str(self._folder / f"{node}.zds"))
+            if len(found) >= 2 + self._workers:
+                return found
+            time.sleep(0.05)
+        raise SystemExit(f"no ztunnel of {node} is in waiting")
 
     def stop(self) -> None:
         """End them all."""
-        stop([*self._daemons, *self._zygotes])
+        stop([*(each for node in self._daemons.values() for each in node), *self._zygotes])
         for sock in self._sockets:
             sock.close()
 

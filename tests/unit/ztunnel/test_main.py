@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ztunnel.__main__ import EXIT_CONFIG, EXIT_UNAVAILABLE, Lines
+from ztunnel.__main__ import EXIT_CONFIG, EXIT_UNAVAILABLE, Lines, command
 
 ROOT = Path(__file__).parents[3]
 
@@ -70,3 +70,12 @@ def test_a_log_line_has_ztunnels_shape() -> None:
     except ValueError:
         record.exc_info = sys.exc_info()
     assert Lines().format(record).endswith("ValueError: odd")
+
+
+@pytest.mark.parametrize("arguments", [["proxy", "--workers", "2"], ["proxy", "--workers=2"]])
+def test_more_than_one_worker_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Better than to start with one and let the other cores be believed busy."""
+    assert command(arguments) == 2
+    assert capsys.readouterr().err == (
+        "ztunnel: one process serves a node here; --workers takes no number but 1\n"
+    )
