@@ -184,8 +184,12 @@ async def test_an_update_that_cannot_be_applied_is_remembered(caplog: pytest.Log
     assert "could not apply an update: no room" in caplog.text
 
 
-async def test_a_stream_of_updates_goes_out_together(autojump_clock: trio.testing.MockClock) -> None:
+def test_a_stream_of_updates_goes_out_together() -> None:
     """The first at once; those that follow it within a moment as one."""
+    trio.run(_stream_of_updates, clock=trio.testing.MockClock(autojump_threshold=0.01))
+
+
+async def _stream_of_updates() -> None:
     talk = Conversation()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(talk.link.run)
