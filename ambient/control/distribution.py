@@ -19,6 +19,7 @@ from ambient.control.bell import Bell
 from ambient.control.registry_plan import Registry, change_between, is_empty
 from ambient.errors import AmbientError, ProtocolError
 from ambient.model.identity import SpiffeId
+from ambient.model.mesh import Change
 from ambient.pki.authority import Issued
 from ambient.wire.frames import Frame
 from ambient.wire.xds import (
@@ -86,13 +87,37 @@ class Owner(Protocol):
         """Something was acked, or a link came or went."""
 
 
+class Differences:
+    """What lies between two registries, worked out once for all links: it costs a look at every workload."""
+
+    def __init__(self) -> None:
+        self._version = -1
+        self._since: dict[int, Change] = {}
+
+    def between(self, before: Registry | None, after: Registry) -> Change:
+        """The change from *before* (None: from nothing) to *after*."""
+        if after.version != self._version:
+            self._version, self._since = after.version, {}
+        since = -1 if before is None else before.version
+        if since not in self._since:
+            self._since[since] = change_between(before, after)
+        return self._since[since]
+
+
 class Link:
     """Control's end of the connection to one daemon."""
 
     def __init__(
-        self, peer: Peer, stream: trio.abc.Stream, owner: Owner, bell: Bell, ack_seconds: float = ACK_SECONDS
+        self,
+        peer: Peer,
+        stream: trio.abc.Stream,
+        owner: Owner,
+        bell: Bell,
+        ack_seconds: float = ACK_SECONDS,
+        differences: Differences | None = None,
     ) -> None:
         self.peer = peer
+        self._differences = differences or Differences()
         self._ack_seconds = ack_seconds
         self.greeted = False
         self.stuck = False
@@ -211,7 +236,7 @@ class Link:
         if self._knows(now) or len(self._unacked) >= MAX_UNACKED or trio.current_time() < self._quiet_until:
             return b""
         self._quiet_until = trio.current_time() + UPDATE_SECONDS
-        change = change_between(self._told, now)
+        change = self._differences.between(self._told, now)
         since = -1 if self._told is None else self._told.version
         self._told = now
         if is_empty(change):
@@ -248,6 +273,7 @@ class Distribution:
         self._owner = owner
         self._bell = bell
         self._links: list[Link] = []
+        self._differences = Differences()
 
     def links(self) -> tuple[Link, ...]:
         """The links that live."""
@@ -261,7 +287,7 @@ class Distribution:
     async def serve(self, peer: Peer, sock: socket.socket) -> None:
         """Run the link to *peer* over *sock*, which becomes ours to close."""
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
-        link = Link(peer, stream, self._owner, self._bell)
+        link = Link(peer, stream, self._owner, self._bell, differences=self._differences)
         self._links.append(link)
         try:
             await link.run()

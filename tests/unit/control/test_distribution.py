@@ -12,8 +12,8 @@ import trio
 import trio.testing
 
 from ambient.control.bell import Bell
-from ambient.control.distribution import UPDATE_SECONDS, Distribution, Link, Peer
-from ambient.control.registry_plan import Registry
+from ambient.control.distribution import UPDATE_SECONDS, Differences, Distribution, Link, Peer
+from ambient.control.registry_plan import Registry, change_between
 from ambient.errors import Unavailable
 from ambient.model.identity import SpiffeId
 from ambient.model.workload import Workload
@@ -209,3 +209,43 @@ async def test_an_update_that_cannot_be_applied_is_remembered(caplog: pytest.Log
 
     assert talk.link.error == "no room"
     assert "could not apply an update: no room" in caplog.text
+
+
+def test_a_stream_of_updates_goes_out_together() -> None:
+    """The first at once; those that follow it within a moment as one."""
+    trio.run(_stream_of_updates, clock=trio.testing.MockClock(autojump_threshold=0.01))
+
+
+async def _stream_of_updates() -> None:
+    talk = Conversation()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(talk.link.run)
+        talk.owner.publish(1)
+        await talk.say(talk.end.hello())
+        (first,) = await talk.hear()
+        assert isinstance(first, Updated)
+        await talk.say(talk.end.ack(first.nonce))
+        began = trio.current_time()
+        for version in (2, 3, 4):
+            talk.owner.publish(version)
+        (rest,) = talk.end.receive_data(bytes(await talk.stream.receive_some(65536)))
+        assert isinstance(rest, Updated)
+        assert 0 < trio.current_time() - began <= UPDATE_SECONDS
+        assert not talk.link.has_applied(4)
+        await talk.say(talk.end.ack(rest.nonce))
+        assert talk.link.has_applied(4)
+        nursery.cancel_scope.cancel()
+
+
+def test_a_difference_is_worked_out_once() -> None:
+    """For every link that was told the same."""
+    one, two = (
+        Registry(version=n, workloads={f"u{n}": Workload(uid=f"u{n}", name="n", namespace="s")})
+        for n in (1, 2)
+    )
+    differences = Differences()
+
+    assert differences.between(one, two) is differences.between(one, two)
+    assert differences.between(one, two) == change_between(one, two)
+    assert differences.between(None, two) == change_between(None, two)
+    assert differences.between(None, one) == change_between(None, one)
