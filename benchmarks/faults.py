@@ -44,7 +44,7 @@ class Faults:
         self.mesh = mesh
         self.chance = chance
         self.done: Counter[str] = Counter()
-        self.kills: list[float] = []
+        self.kills: list[tuple[float, float]] = []
         apps = [each for each in mesh.processes() if each["role"] == "app"]
         self._listeners = {str(each["node"]): listening(int(each["pid"])) for each in apps}
 
@@ -70,8 +70,7 @@ class Faults:
     def kill_ztunnel(self, node: str) -> None:
         """Whatever is open there is cut; nobody else notices."""
         victim = self.mesh.ztunnel(node)
-        self.kills.append(time.monotonic())
-        self._kill(f"ztunnel/{node}", victim)
+        self.kills.append(self._kill(f"ztunnel/{node}", victim))
 
     def freeze_ztunnel(self, node: str) -> None:
         """Everybody waits."""
@@ -85,10 +84,11 @@ class Faults:
         """Nobody notices: pods stay captured, and ztunnel has the listeners too."""
         self._kill(f"agent/{node}", self.mesh.process(f"agent/{node}"))
 
-    def _kill(self, name: str, victim: int) -> None:
-        """And wait until everybody knows: what follows is to meet its successor."""
-        os.kill(victim, signal.SIGKILL)
+    def _kill(self, name: str, victim: int) -> tuple[float, float]:
+        """When; and wait until everybody knows: what follows is to meet its successor."""
+        moment = self.mesh.kill(victim)
         wait_for(lambda: self.mesh.process(name) not in (0, victim), f"another {name}")
+        return moment
 
     def freeze_agent(self, node: str) -> None:
         """Nobody notices."""

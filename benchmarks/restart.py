@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -59,16 +57,15 @@ def kill(mesh: Shop, kills: int, rate: float) -> list[Row]:
     """SIGKILL under load."""
     client = mesh.knock(rate=rate, seconds=(kills + 1) * PAUSE_SECONDS)
     wait_until_ready(client)
-    moments: list[float] = []
+    moments: list[tuple[float, float]] = []
     for number in range(kills):
         time.sleep(PAUSE_SECONDS)
         victim = mesh.ztunnel(NODES[number % len(NODES)])
-        moments.append(time.monotonic())
-        os.kill(victim, signal.SIGKILL)
+        moments.append(mesh.kill(victim))
     said, _ = client.communicate()
     short = json.loads(said)["short"]
     cut, failed = judge(short, moments)
-    stalls = [stall(short, moment) * 1000 for moment in moments]
+    stalls = [stall(short, moment) * 1000 for moment, _ in moments]
     healthy = [lasted * 1000 for _began, lasted, outcome in short if not outcome]
     return [
         Row("kill_connections", "1", len(short)),
@@ -80,11 +77,16 @@ def kill(mesh: Shop, kills: int, rate: float) -> list[Row]:
     ]
 
 
-def judge(short: list[Any], moments: list[float]) -> tuple[list[Any], list[Any]]:
+def judge(short: list[Any], kills: list[tuple[float, float]]) -> tuple[list[Any], list[Any]]:
     """Failures of connections that were open at a kill, and all others."""
     failures = [each for each in short if each[2]]
-    cut = [each for each in failures if any(each[0] <= moment <= each[0] + each[1] for moment in moments)]
-    return cut, [each for each in failures if each not in cut]
+    cut = [
+        (began, lasted, outcome)
+        for began, lasted, outcome in failures
+        if any(began <= after and before <= began + lasted for before, after in kills)
+    ]
+    began = {each[0] for each in cut}
+    return cut, [each for each in failures if each[0] not in began]
 
 
 def stall(short: list[Any], moment: float) -> float:

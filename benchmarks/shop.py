@@ -6,6 +6,7 @@ Everything lives in a run directory of its own, and is gone when the block is le
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -79,6 +80,13 @@ class Shop:
         """Host PID of what runs under that name, 0 while nothing does."""
         return next((int(p["pid"]) for p in self.fabric("status")["processes"] if p["name"] == name), 0)
 
+    def kill(self, pid: int) -> tuple[float, float]:
+        """SIGKILL it; between when and when it died, for on a busy machine that takes its time."""
+        before = time.monotonic()
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: _is_dead(pid), f"the end of {pid}", 0.001)
+        return before, time.monotonic()
+
     def processes(self) -> list[dict[str, Any]]:
         """All of them."""
         found: list[dict[str, Any]] = self.fabric("status")["processes"]
@@ -120,10 +128,17 @@ def wait_until_ready(client: subprocess.Popen[str]) -> None:
         raise SystemExit("the client did not come to run")
 
 
-def wait_for(condition: Any, what: str) -> None:
+def _is_dead(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def wait_for(condition: Any, what: str, every: float = 0.02) -> None:
     """Poll; give up after a minute."""
     end = time.monotonic() + SECONDS
     while not condition():
         if time.monotonic() > end:
             raise SystemExit(f"waited in vain for {what}")
-        time.sleep(0.02)
+        time.sleep(every)

@@ -6,6 +6,7 @@ import logging
 from dataclasses import replace
 from time import monotonic
 
+from ambient.engine.failure import describe, is_ordinary_end
 from ambient.engine.relay import APART, Joined
 from ambient.model.address import format_hostport
 from ambient.model.identity import SpiffeId
@@ -13,7 +14,6 @@ from ambient.model.policy import Connection
 from ambient.model.record import AccessRecord, Direction, Flag, Peer, format_ends
 from ambient.model.workload import HBONE_PORT, Workload
 from ztunnel.context import Context
-from ztunnel.failure import describe, is_ordinary_end
 from ztunnel.flow import Flow
 from ztunnel.metrics import Series, Traffic
 from ztunnel.network import Address

@@ -20,7 +20,9 @@ from pathlib import Path
 import trio
 
 from ambient.engine.follow import Follow, control_socket
+from ambient.engine.frugal import release_unused
 from ambient.engine.nursery import plain_nursery
+from ambient.engine.overload import RefusalLog, watch_memory
 from ambient.engine.pages import Routes, serve
 from ambient.engine.reactor import Reactor
 from ambient.engine.revocations import Revocations
@@ -39,16 +41,20 @@ from ztunnel.mesh_file import MeshFile
 from ztunnel.metrics import TcpMetrics
 from ztunnel.name_server import Names
 from ztunnel.network import NetnsNetwork, PodNetwork
-from ztunnel.overload import RefusalLog, watch_memory
 from ztunnel.own_ports import OwnPorts
 from ztunnel.proxies import Around, Proxies
+from ztunnel.revoked import watch_revocations
 from ztunnel.settings import ADMIN_PORT, METRICS_PORT, READY_PORT, Settings
 
 log = logging.getLogger("ztunnel")
 
 # How long control may be silent before a new process goes by what the last one knew. It answers within
-# milliseconds; longer would be a pause for everybody who connects. Picked, not measured.
-CONTROL_SECONDS = 0.25
+# milliseconds, while the agent hands over listeners and keys, which takes half as long as this; longer would
+# be a pause for everybody who connects. Picked, not measured.
+CONTROL_SECONDS = 0.1
+# After the first word of the agent, until what only the start needed is given back: 5 ms of work, which must
+# not add to the wait of those who connect meanwhile. Picked, not measured.
+FRUGAL_SECONDS = 0.5
 
 
 class Daemon:
@@ -68,7 +74,7 @@ class Daemon:
     ) -> None:
         self._settings = settings
         self._headroom = reactor.headroom
-        self._headroom.on_refused = RefusalLog(reactor).refused
+        self._headroom.on_refused = RefusalLog(reactor, log.warning).refused
         self._headroom.limit_by_rlimit()
         self._follow = Follow(control)
         self._svids = SvidCache(self._follow)
@@ -122,10 +128,12 @@ class Daemon:
                 nursery.start_soon(self._svids.run)
                 nursery.start_soon(self._serve_http)
                 nursery.start_soon(watch_memory, self._headroom, self._settings.memory_limit)
+                nursery.start_soon(watch_revocations, self._reactor.revocations, self._proxies.tunnels)
+                # Its orders may come first: whoever is to be served waits for the mesh.
+                nursery.start_soon(self._agent.run)
                 await self._learn()
                 self._synchronised = True
                 nursery.start_soon(self._keep_what_is_known)
-                nursery.start_soon(self._agent.run)
 
     def pending(self) -> list[str]:
         """What readiness waits for."""
@@ -167,9 +175,9 @@ class Daemon:
         with self._keeping:
             await self._file.keep()
 
-    def _updated(self) -> None:
-        self._proxies.mesh_changed()
+    def _updated(self) -> Iterator[None]:
         self._file.changed()
+        return self._proxies.mesh_changed()
 
     def _retire(self) -> None:
         """A newer process has the node's ports, too."""
@@ -179,6 +187,7 @@ class Daemon:
         self._retired.set()
 
     def _say_ready(self) -> None:
+        self._reactor.call_later(FRUGAL_SECONDS, release_unused)
         fd, self._ready_fd = self._ready_fd, -1
         if fd >= 0:
             with suppress(OSError):  # Whoever waited has given up; that is for them to say.
@@ -212,7 +221,7 @@ class Daemon:
         )
         admin = admin_routes(inside)
         dns = self._names.metrics if self._names is not None else None
-        metrics = metrics_routes(self._journal.metrics, self._proxies, dns)
+        metrics = metrics_routes(self._journal.metrics, self._proxies, dns, self._follow.heard)
         ready = ready_routes(self.pending)
         with self._serving_http:
             async with trio.open_nursery() as nursery:

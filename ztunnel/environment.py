@@ -22,7 +22,7 @@ HONOURED: Mapping[str, tuple[str, str]] = {
     "ISTIO_META_DNS_CAPTURE": ("true", "answer pods' lookups on port 15053"),
     "POOL_UNUSED_RELEASE_TIMEOUT": ("5m", "how long a pooled tunnel without a stream is kept"),
     "POOL_MAX_STREAMS_PER_CONNECTION": ("100", "streams of a tunnel; then another is opened"),
-    "CRL_PATH": ("", "a file of revocation lists; whoever is on one is refused at the handshake"),
+    "CRL_PATH": ("", "a file of revocation lists; whoever is on one is refused, and cut off within a second"),
     "USER_TIMEOUT_ENABLED": ("true", "find a tunnel's peer dead when it acknowledges nothing"),
     "UNSTABLE_ENABLE_SOCKS5": ("false", "a SOCKS5 entry on port 15080 of each pod's loopback"),
     "PREFERED_SERVICE_NAMESPACE": ("", "whose services win over others' of the same name, in lookups"),

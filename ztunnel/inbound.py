@@ -10,7 +10,9 @@ import socket
 from collections.abc import Callable
 
 from ambient.engine.channel import SocketChannel
+from ambient.engine.failure import describe, status_of
 from ambient.engine.netns import plain_address
+from ambient.engine.overload import OVERLOADED
 from ambient.engine.tls import TlsChannel, TlsError, accept_tls, prepare_hbone
 from ambient.engine.tunnel import Headers, TunnelConnection, TunnelRequest
 from ambient.errors import Denied, RemoteProtocolError, Unavailable
@@ -23,11 +25,9 @@ from ambient.own_code import own_code
 from ambient.wire.baggage import parse_forwarded, traceparent_in
 from ztunnel.connection import Closed, ProxiedConnection
 from ztunnel.context import Context
-from ztunnel.failure import describe, status_of
 from ztunnel.flow import MAX_NAME_BYTES, Arrival, Flow, Remembered
 from ztunnel.metrics import Traffic
 from ztunnel.network import Address, Cancellable
-from ztunnel.overload import OVERLOADED
 
 # Connections of one pod that have not proven who they are (reference/threats.md 4).
 MAX_HANDSHAKES = 1024
@@ -180,6 +180,7 @@ class InboundTunnel:
         identity: Who is at the other end, proven.
         source: Its address and port.
         pod_ip: The pod's address that it came to.
+        connection: What it is, one floor below.
     """
 
     def __init__(
@@ -195,7 +196,7 @@ class InboundTunnel:
         self._context = context
         self._on_closed = on_closed
         self._arrivals: Remembered[tuple[str, str], Arrival] = Remembered(context.mesh)
-        self._connection = TunnelConnection(
+        self.connection = TunnelConnection(
             context.reactor,
             channel,
             on_request=self._requested,
@@ -205,11 +206,11 @@ class InboundTunnel:
 
     def goaway(self) -> None:
         """Let the streams finish and take no more."""
-        self._connection.goaway()
+        self.connection.goaway()
 
     def close(self) -> None:
         """End it now."""
-        self._connection.close()
+        self.connection.close()
 
     def source_workload(self) -> Workload | None:
         """The workload at the peer's address, if that is who the certificate says."""

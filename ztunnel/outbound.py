@@ -9,6 +9,7 @@ import random
 import socket
 
 from ambient.engine.channel import SocketChannel
+from ambient.engine.failure import describe, may_go_elsewhere
 from ambient.engine.pool import TunnelPool
 from ambient.engine.tunnel import TunnelStream
 from ambient.model.address import format_hostport
@@ -21,7 +22,6 @@ from ambient.wire.baggage import format_forwarded, traceparent_of
 from ambient.wire.hbone_headers import RequestEncoder
 from ztunnel.connection import Closed, ProxiedConnection
 from ztunnel.context import Context
-from ztunnel.failure import describe, may_go_elsewhere
 from ztunnel.flow import Flow
 from ztunnel.metrics import Traffic
 from ztunnel.network import Address, Cancellable

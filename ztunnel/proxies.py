@@ -7,7 +7,7 @@ old connections drain gets a new proxy beside the old one.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol
@@ -16,6 +16,7 @@ import trio
 
 from ambient.engine.reactor import Reactor
 from ambient.engine.tls import TlsContext
+from ambient.engine.tunnel import TunnelConnection
 from ambient.errors import Unavailable
 from ambient.model.identity import SpiffeId
 from ambient.model.mesh import Mesh
@@ -156,12 +157,12 @@ class Proxies:
         """Whether old connections of *uid* are still open."""
         return any(proxy.context.uid == uid for proxy in self._draining)
 
-    def mesh_changed(self) -> None:
-        """Call after each change of the mesh."""
+    def mesh_changed(self) -> Iterator[None]:
+        """Take these steps after each change of the mesh."""
         self._changed.set()
         self._changed = trio.Event()
         for proxy in (*self._current.values(), *self._draining):
-            proxy.mesh_changed()
+            yield from proxy.mesh_changed()
 
     async def drain(self, deadline: float) -> None:
         """End every proxy: gracefully until *deadline* seconds have passed, then by force.
@@ -189,6 +190,11 @@ class Proxies:
     def all(self) -> tuple[WorkloadProxy, ...]:
         """Every proxy, draining ones too."""
         return (*self._current.values(), *self._draining)
+
+    def tunnels(self) -> Iterator[TunnelConnection]:
+        """Every open tunnel; while they are gone through, some may open and end."""
+        for proxy in self.all():
+            yield from proxy.tunnels()
 
     def handshakes(self) -> tuple[int, int]:
         """TLS handshakes since the start of the process: as the server, as the client."""
@@ -218,6 +224,8 @@ class Proxies:
         return WorkloadProxy(context, self._drained)
 
     async def _known(self, workload: WorkloadInfo) -> None:
+        while not self._around.mesh.version:  # The process has just begun; it gives up by itself.
+            await self._changed.wait()
         with trio.move_on_after(KNOWN_DEADLINE):
             while (known := self._around.mesh.workload(workload.uid)) is None:
                 await self._changed.wait()

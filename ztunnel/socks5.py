@@ -22,7 +22,6 @@ from ztunnel.dns_plan import resolve
 from ztunnel.network import Address
 from ztunnel.outbound import OutboundConnection
 
-SOCKS_PORT = 15080
 # From accept to a known target, and handshakes at once of one pod. Picked, not measured.
 HANDSHAKE_SECONDS = 10.0
 MAX_HANDSHAKES = 256

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
@@ -19,12 +19,13 @@ from ambient.engine.listener import Listener
 from ambient.engine.netns import plain_address
 from ambient.engine.pool import Dialler, OnConnected, TunnelPool
 from ambient.engine.tls import TlsChannel, connect_tls, prepare_hbone
+from ambient.engine.tunnel import TunnelConnection
 from ambient.errors import Unavailable
 from ambient.model.identity import SpiffeId
 from ambient.model.policy import Policy, decide
 from ambient.model.pool_plan import PoolKey
 from ambient.model.record import Flag
-from ambient.model.route import INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT
+from ambient.model.route import INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT, SOCKS_PORT
 from ambient.model.workload import HBONE_PORT
 from ztunnel.connection import DRAINED, POLICY_CHANGED
 from ztunnel.context import Context
@@ -32,7 +33,7 @@ from ztunnel.inbound import MAX_HANDSHAKES, InboundHandshake, InboundTunnel
 from ztunnel.name_server import DOORS, NAMES_PORT, NameServer
 from ztunnel.outbound import OutboundConnection
 from ztunnel.passthrough import PassthroughConnection
-from ztunnel.socks5 import SOCKS_PORT, SocksDoor
+from ztunnel.socks5 import SocksDoor
 
 # The rules are gone, but a handshake with a listener may be half done: closing now would reset it. It takes
 # one round trip; measured: emptying the queue after 20 to 50 ms loses nothing.
@@ -42,6 +43,9 @@ KNOCKING_SECONDS = 0.02
 LAST_KNOCK_SECONDS = 1.5
 # How exactly their end is noticed. Picked, not measured.
 KNOCK_CHECK_SECONDS = 0.05
+
+# Open connections that are asked about in one step, after policy has changed. Picked: some 5 us each.
+RECHECK_STEP = 50
 
 # Between the closing of the listeners and the GOAWAYs: requests that were on their way are still served.
 # The control plane has told every source by then, so a few round trips are enough; picked, not measured.
@@ -177,20 +181,27 @@ class WorkloadProxy:
         self._pool.close()
         self._maybe_drained()
 
-    def mesh_changed(self) -> None:
-        """Ask policy again where it changed, and forget tunnels to workloads that are gone."""
+    def mesh_changed(self) -> Iterator[None]:
+        """Ask policy again where it changed, and forget tunnels to workloads that are gone; in steps."""
         mesh = self.context.mesh
         self._pool.close_where(lambda key: mesh.workload(key.destination_uid) is None)
         me = self.context.me
         policies = mesh.policies_for(me) if me is not None else self._policies
         if policies is not None and policies != self._policies:
             self._policies = policies
-            self._recheck(policies)
+            yield from self._recheck(policies)
+        yield
 
-    def _recheck(self, policies: tuple[Policy, ...]) -> None:
-        for connection in self.context.open.all():
+    def _recheck(self, policies: tuple[Policy, ...]) -> Iterator[None]:
+        for number, connection in enumerate(self.context.open.all(), 1):
             if connection.facts is not None and not decide(policies, connection.facts).allowed:
                 connection.close(POLICY_CHANGED, Flag.DENY)
+            if number % RECHECK_STEP == 0:
+                yield
+
+    def tunnels(self) -> tuple[TunnelConnection, ...]:
+        """Those that are open, both ways."""
+        return (*(each.connection for each in self._tunnels), *self._pool.connections())
 
     def count(self) -> None:
         """Bring the metrics of open connections up to date."""

@@ -22,6 +22,9 @@ class Revocations:
     Args:
         complain: Told, once for each change, what is wrong with it.
         clock: Monotonic seconds.
+
+    Attributes:
+        version: Grows whenever there are other lists; whoever holds a connection open then asks again.
     """
 
     def __init__(
@@ -34,10 +37,11 @@ class Revocations:
         self._seen: tuple[int, ...] | None = None
         self._lists: list[RevocationList] = []
         self._signed: dict[tuple[bytes, ...], list[RevocationList]] = {}
+        self.version = 0
 
     def is_revoked(self, certificate_der: bytes, roots: tuple[bytes, ...]) -> bool:
         """Whether a leaf was taken back by one of *roots*."""
-        self._look()
+        self.look()
         signed = self._signed.get(roots)
         if signed is None:
             signed = self._signed[roots] = [each for each in self._lists if self._is_signed(each, roots)]
@@ -49,7 +53,8 @@ class Revocations:
             self._complain(f"{self._path}: a list is not signed by an issuer we trust, ignored")
         return signed
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Read the file if it is another one, unless that was asked a moment ago."""
         now = self._clock()
         if now - self._looked < LOOK_SECONDS:
             return
@@ -79,3 +84,4 @@ class Revocations:
         if lists:
             self._lists = lists
             self._signed.clear()
+            self.version += 1

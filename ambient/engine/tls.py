@@ -221,6 +221,11 @@ class TlsChannel(SocketChannel):
         self._barren = 0  # Bytes that came since ``bytes_in`` was ``_barren_since``.
         self._barren_since = 0
 
+    def peer_proof(self) -> tuple[bytes, tuple[bytes, ...]]:
+        """The peer's leaf, and the roots by which it was verified; all DER."""
+        leaf = self._tls.getpeercert(binary_form=True) or b""
+        return leaf, tuple(self._tls.context.get_ca_certs(binary_form=True))
+
     def start(self, receiver: object) -> None:
         """Deliver to *receiver* from now on; the peer's first bytes may be here already."""
         super().start(receiver)  # type: ignore[arg-type]

@@ -227,7 +227,10 @@ class TunnelConnection:
             self.wire.closing = True  # The server need not know: it opens no streams.
         else:
             self.wire.goaway()
-            self._goodbye = self.reactor.call_later(self._limits.ping_timeout, self._no_goodbye, self.crashed)
+            # Whoever lives has answered by then, or has been found dead by his silence: a starved peer has
+            # CONNECTs under way that it knows no better about.
+            patience = self._limits.ping_interval + self._limits.ping_timeout
+            self._goodbye = self.reactor.call_later(patience, self._no_goodbye, self.crashed)
             self.touch()
         self._close_if_drained()
 

@@ -15,15 +15,16 @@ from dataclasses import dataclass, field, replace
 
 import trio
 
-from ambient.errors import AmbientError, Unavailable
+from ambient.errors import AmbientError
 from ambient.fabric.daemons import PATIENCE_SECONDS, Daemon, Keeper, note
 from ambient.fabric.initclient import Process
 from ambient.fabric.restart_plan import NODE_RESTART, Backoff
 from ambient.fabric.table import Entry
 from ambient.fabric.zygote import Zygote
 
-# A control plane that hangs must not keep a node without its proxy; picked, not measured.
-ATTACH_SECONDS = 0.5
+# How long control may hang before a new ztunnel is told that there is none; meanwhile it serves by what the
+# last one knew. Picked, not measured.
+ATTACH_SECONDS = 30.0
 # From the birth of a ztunnel to its word that it serves; an add may wait 17 s for a certificate.
 READY_SECONDS = 30.0
 # Retired processes of a node that still carry connections: each takes some 10 MiB and what these need, and
@@ -148,9 +149,11 @@ class ZtunnelKeeper:
         try:
             with ExitStack() as stack:
                 stack.callback(os.close, writer)
-                ours, theirs = (stack.enter_context(sock) for sock in socket.socketpair())
-                # Before its start, so that control knows whom it hears.
-                await self._attach(ours)
+                ours, theirs = socket.socketpair()
+                stack.enter_context(theirs)
+                # Nobody who connects meanwhile waits for control: what it says first stays in the socket.
+                assert self._nursery is not None
+                self._nursery.start_soon(self._attach, ours)
                 return await self._zygote.fork(theirs.fileno(), writer), reader
         except BaseException:
             os.close(reader)
@@ -158,13 +161,14 @@ class ZtunnelKeeper:
 
     async def _attach(self, end: socket.socket) -> None:
         """Without control it goes by what the last one knew."""
-        try:
-            with trio.move_on_after(ATTACH_SECONDS) as patience:
-                await self.keeper.attach(self.daemon, end)
-        except Unavailable:
-            note(f"{self.daemon.name} starts without control, which is gone")
+        with end:
+            try:
+                with trio.move_on_after(ATTACH_SECONDS) as patience:
+                    await self.keeper.attach(self.daemon, end)
+            except AmbientError as exc:
+                note(f"{self.daemon.name} goes on without control: {exc}")
         if patience.cancelled_caught:
-            note(f"{self.daemon.name} starts without control, which does not answer")
+            note(f"{self.daemon.name} goes on without control, which does not answer")
 
     async def _keep_zygote(self) -> None:
         backoff = NODE_RESTART

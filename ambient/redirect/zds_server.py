@@ -13,7 +13,7 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
@@ -36,6 +36,9 @@ ADD_DEADLINE = 17.0
 # How long a request waits for a ztunnel that is not there; picked, not measured.
 CONNECT_DEADLINE = 10.0
 BACKLOG = 8
+# Pods that a new ztunnel is told of at once. Each comes with up to seven descriptors, and what is on its way
+# counts against the limit of descriptors (256 at the least). Picked, not measured.
+NAMED_AT_ONCE = 32
 # How often it is looked whether ztunnels can still find us; picked, not measured.
 PATH_SECONDS = 1.0
 
@@ -104,6 +107,14 @@ class ZdsServer:
             listener.close()
             self._store.close()
             Path(self._path).unlink(missing_ok=True)
+
+    async def ready(self) -> None:
+        """Return when a ztunnel serves this node: only then it is known which sockets are ours.
+
+        Raises:
+            Unavailable: none comes.
+        """
+        await self._newest()
 
     async def add(self, workload: WorkloadInfo, netns: int) -> None:
         """Have *workload* served; returns when its listeners are open.
@@ -195,13 +206,24 @@ class ZdsServer:
 
     async def _name_all(self, link: ZtunnelLink, named: set[str]) -> None:
         while todo := [each for each in await self._snapshot() if each[0].uid not in named]:
-            for workload, netns in todo:
-                named.add(workload.uid)
-                self._served[workload.uid] = workload.identity
-                await self._pass_on(link, workload)
-                error = await link.request(_adding(link, workload), [netns], ADD_DEADLINE)
-                if error:
-                    self.on_refused(workload.uid, error)
+            for start in range(0, len(todo), NAMED_AT_ONCE):
+                await self._name_some(link, todo[start : start + NAMED_AT_ONCE], named)
+
+    async def _name_some(self, link: ZtunnelLink, some: Sequence[Named], named: set[str]) -> None:
+        """Have them served, all at once: nobody's connections wait for the answers about another."""
+        for workload, _ in some:
+            named.add(workload.uid)
+            self._served[workload.uid] = workload.identity
+        # What the last ztunnel had of them comes first: it is taken up when they are added.
+        passing = [functools.partial(self._pass_key, link, each) for each in {w.identity for w, _ in some}]
+        passing += [functools.partial(self._pass_listeners, link, workload.uid) for workload, _ in some]
+        await _side_by_side(passing)
+        await _side_by_side([functools.partial(self._add_named, link, *each) for each in some])
+
+    async def _add_named(self, link: ZtunnelLink, workload: WorkloadInfo, netns: int) -> None:
+        error = await link.request(lambda: link.wire.add(workload), [netns], ADD_DEADLINE)
+        if error:
+            self.on_refused(workload.uid, error)
 
     async def _retire_others(self, newest: ZtunnelLink) -> None:
         # Those that came before: one that came after *newest* is about to retire it.
@@ -211,12 +233,10 @@ class ZdsServer:
                 with suppress(Unavailable):
                     await link.request(link.wire.retire, (), ACK_DEADLINE)
 
-    async def _pass_on(self, link: ZtunnelLink, workload: WorkloadInfo) -> None:
-        """What the ztunnel before *link* had of *workload*."""
-        key = self._store.key(workload.identity)
+    async def _pass_key(self, link: ZtunnelLink, identity: SpiffeId) -> None:
+        key = self._store.key(identity)
         if key is not None:
-            await link.request(lambda: link.wire.key(workload.identity), [key], ACK_DEADLINE)
-        await self._pass_listeners(link, workload.uid)
+            await link.request(lambda: link.wire.key(identity), [key], ACK_DEADLINE)
 
     async def _pass_listeners(self, link: ZtunnelLink, uid: str) -> None:
         held = self._store.listeners(uid)
@@ -267,8 +287,25 @@ def _descriptors_of(passed: ListenersPassed | KeyPassed) -> list[int]:
     return [fd for _, fd in passed.sockets] if isinstance(passed, ListenersPassed) else [passed.fd]
 
 
-def _adding(link: ZtunnelLink, workload: WorkloadInfo) -> Callable[[], bytes]:
-    return lambda: link.wire.add(workload)
+async def _side_by_side(requests: Iterable[Callable[[], Awaitable[None]]]) -> None:
+    """Make all *requests*; when a link breaks all of them fail, of which one is told.
+
+    Raises:
+        Unavailable: one was not answered.
+    """
+    failures: list[Unavailable] = []
+
+    async def one(request: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await request()
+        except Unavailable as exc:
+            failures.append(exc)
+
+    async with trio.open_nursery() as nursery:
+        for request in requests:
+            nursery.start_soon(one, request)
+    if failures:
+        raise failures[0]
 
 
 def _listen(path: str) -> trio.socket.SocketType:

@@ -26,9 +26,9 @@ _MAGIC = b"ambient mesh snapshot "
 _FIRST_LINE = _MAGIC + str(VERSION).encode() + b"\n"
 _SUM_BYTES = hashlib.sha256().digest_size
 
-# Resources encoded at once, 10 to 20 us each: a slice stays well below a millisecond or two, and the bytes
-# of connections are moved in between.
-SLICE_RESOURCES = 100
+# Resources encoded at once, 10 to 20 us each: a slice takes some 0.25 ms, and the bytes of connections are
+# moved in between.
+SLICE_RESOURCES = 20
 
 
 def pieces(change: Change) -> Iterator[bytes]:

@@ -32,7 +32,7 @@ Source: the shape is Istio's delta xDS (nonces, acks with error text, removed na
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from ambient.errors import LocalProtocolError, ProtocolError, RemoteProtocolError
@@ -243,7 +243,7 @@ class DaemonEnd(_End):
 
     def __init__(self) -> None:
         super().__init__()
-        self._slices: dict[int, Change] = {}
+        self._slices: dict[int, _Gathered] = {}
         self._pods: dict[str, NodePod] = {}
         self._unacked: set[int] = set()
         self._asked: set[int] = set()
@@ -316,14 +316,19 @@ class DaemonEnd(_End):
         more = frame.get("more")
         if not isinstance(more, bool):
             raise RemoteProtocolError("update without 'more'")
-        change = _joined(self._slices.pop(nonce, None), _change(frame))
-        if sum(len(getattr(change, name)) for name in _LISTS) > MAX_UPDATE_RESOURCES:
-            raise RemoteProtocolError(f"an update of over {MAX_UPDATE_RESOURCES} resources")
+        part = _change(frame)
+        before = self._slices.pop(nonce, None)
+        if before is None and not more:
+            self._unacked.add(nonce)
+            yield Updated(nonce, part)
+            return
+        gathered = before or _Gathered(part.snapshot)
+        gathered.add(part)
         if more:
-            self._slices[nonce] = change
+            self._slices[nonce] = gathered
         else:
             self._unacked.add(nonce)
-            yield Updated(nonce, change)
+            yield Updated(nonce, gathered.change())
 
     def _pods_differ(
         self, nonce: int, pods: list[Any], removed: tuple[str, ...], *, more: bool
@@ -522,10 +527,26 @@ def _names(values: list[Any]) -> tuple[str, ...]:
     return tuple(values)
 
 
-def _joined(before: Change | None, after: Change) -> Change:
-    """Two slices as one change."""
-    if before is None:
-        return after
-    if before.snapshot != after.snapshot:
-        raise RemoteProtocolError("slices of one update disagree about 'snapshot'")
-    return replace(before, **{name: getattr(before, name) + getattr(after, name) for name in _LISTS})
+class _Gathered:
+    """The slices of one update that have come so far."""
+
+    def __init__(self, snapshot: bool) -> None:
+        self._snapshot = snapshot
+        self._size = 0
+        self._lists: dict[str, list[Any]] = {name: [] for name in _LISTS}
+
+    def add(self, part: Change) -> None:
+        """One more."""
+        if part.snapshot != self._snapshot:
+            raise RemoteProtocolError("slices of one update disagree about 'snapshot'")
+        self._size += part.size
+        if self._size > MAX_UPDATE_RESOURCES:
+            raise RemoteProtocolError(f"an update of over {MAX_UPDATE_RESOURCES} resources")
+        for name, values in self._lists.items():
+            values += getattr(part, name)
+
+    def change(self) -> Change:
+        """All of them as one change."""
+        return Change(
+            snapshot=self._snapshot, **{name: tuple(values) for name, values in self._lists.items()}
+        )

@@ -192,7 +192,8 @@ class LoopbackMesh:
     def apply(self, change: Change) -> None:
         """As an update of the control plane."""
         self.mesh.apply(change)
-        self.proxies.mesh_changed()
+        for _ in self.proxies.mesh_changed():
+            pass
 
     def workload(self, name: str, protocol: Protocol = Protocol.HBONE, **fields: object) -> Workload:
         """Make one known and return it."""

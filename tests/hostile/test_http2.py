@@ -221,6 +221,7 @@ def no_window(door: Door) -> None:
         assert wire.status() == 200
         wire.send(f.frame(f.DATA, 0, 1, b"y" * 16_000))
         wire.alive()
+        door.arrived(b"y" * 16_000)
 
 
 def huge_settings(door: Door) -> None:

@@ -7,6 +7,7 @@ import itertools
 from dataclasses import replace
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import HealthCheck, given, settings
 
 from ambient.errors import ConfigError
@@ -183,6 +184,29 @@ def test_a_delta_leads_to_the_same_mesh_as_the_snapshot(before: Change, after: C
     step_by_step.apply(delta(mesh_from(before), wanted))
 
     assert answers(step_by_step) == answers(wanted) == answers(mesh_from(before, after))
+
+
+@LAW
+@given(snapshots, snapshots, st.booleans(), st.sampled_from([0, 1_000]))
+def test_a_mesh_that_is_changing_answers_by_the_old_or_by_the_new(
+    before: Change, after: Change, as_delta: bool, in_place: int
+) -> None:
+    """Never by half of a change, whatever is asked between two of its steps."""
+    changing = mesh_from(before)
+    old, new = answers(changing), answers(mesh_from(after))
+    change = delta(changing, mesh_from(after)) if as_delta else after
+    seen = [old]
+    with pytest.MonkeyPatch.context() as small:
+        small.setattr("ambient.model.mesh.STEP_RESOURCES", 1)
+        small.setattr("ambient.model.mesh_table.STEP_ENTRIES", 1)
+        small.setattr("ambient.model.mesh_table.IN_PLACE_ENTRIES", in_place)
+        for _ in changing.applying(change):
+            seen.append(answers(changing))
+    seen.append(answers(changing))
+
+    switched = seen.index(new)
+    assert all(each == old for each in seen[:switched])
+    assert all(each == new for each in seen[switched:])
 
 
 chances = st.floats(0, 1, exclude_max=True)

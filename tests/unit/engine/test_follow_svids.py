@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -63,6 +65,7 @@ async def test_the_mesh_follows_control() -> None:
         await follow.synchronised()
         assert await control.next() == [xds.Acked(nonce, "")]
         assert follow.mesh.workload("u1") == POD
+        assert (follow.heard.addresses, follow.heard.received) == (1, len(data))
         assert seen == [1]
 
         def broken() -> None:
@@ -72,6 +75,54 @@ async def test_the_mesh_follows_control() -> None:
         nonce, data = control.end.update(Change(removed_workloads=("u1",)))
         await control.sock.send(data)
         assert await control.next() == [xds.Acked(nonce, "no room")]
+
+
+@pytest.fixture
+def thawed() -> Iterator[None]:
+    """Other tests find what they made when they look for it."""
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("thawed")
+async def test_traffic_has_its_turn_while_a_large_update_is_applied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes by the old mesh until the new one is whole; then the daemon is told, in steps, then control."""
+    monkeypatch.setattr("ambient.engine.slices.SLICE_SECONDS", 0.0)
+    crowd = tuple(
+        replace(POD, uid=f"u{number}", addresses=(f"10.1.{number // 250}.{number % 250}",))
+        for number in range(2_000)
+    )
+    async with following() as (follow, control, nursery):
+        _, data = control.end.update(Change(workloads=(POD,), snapshot=True))
+        await control.sock.send(data)
+        await follow.synchronised()
+        await control.next()
+        turns: list[tuple[int, int]] = []
+
+        def told() -> Iterator[None]:
+            for step in range(50):
+                turns.append((-1, step))
+                yield
+
+        async def traffic() -> None:
+            while True:
+                turns.append((follow.mesh.version, len(follow.mesh.workloads())))
+                await trio.sleep(0.001)
+
+        follow.on_update = told
+        nursery.start_soon(traffic)
+        # All that is sent has been read: what follows is the applying alone.
+        nonce, data = control.end.update(Change(workloads=crowd), slice_resources=len(crowd))
+        sent = memoryview(data)
+        while sent:
+            sent = sent[await control.sock.send(sent) :]
+        assert await control.next() == [xds.Acked(nonce, "")]
+
+    told_at = [number for number, (version, _) in enumerate(turns) if version < 0]
+    seen = [each for each in turns if each[0] >= 0]
+    assert set(seen) == {(1, 1), (2, len(crowd))}
+    assert told_at[-1] - told_at[0] > 50, "nobody had a turn between the steps"
+    assert turns.index((2, len(crowd))) > 5, "nobody had a turn while it was applied"
 
 
 async def test_frames_of_the_daemons_own() -> None:
@@ -100,8 +151,11 @@ async def test_control_that_goes_or_babbles_ends_the_daemon(data: bytes, kind: t
         if data:
             far.send(data)
         far.shutdown(socket.SHUT_WR)
+        follow = Follow(near)
         with pytest.raises(kind):
-            await Follow(near).run()
+            await follow.run()
+    assert follow.heard.closed == (kind is Unavailable)
+    assert follow.heard.received == len(data)
 
 
 def test_the_inherited_socket() -> None:

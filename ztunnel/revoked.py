@@ -1,0 +1,56 @@
+"""Tunnels whose peer's certificate is taken back while they are open: they end, as new ones do not begin.
+
+The reason in the records is that of a refused handshake.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+
+import trio
+
+from ambient.engine.revocations import LOOK_SECONDS, Revocations
+from ambient.engine.slices import in_slices
+from ambient.engine.tls import TlsChannel, TlsError
+from ambient.engine.tunnel import TunnelConnection
+
+log = logging.getLogger("ztunnel")
+
+
+async def watch_revocations(
+    lists: Revocations | None, tunnels: Callable[[], Iterator[TunnelConnection]]
+) -> None:
+    """Whenever *lists* change, end those of the open *tunnels* that they concern; until cancelled.
+
+    Args:
+        tunnels: All of them, asked for at each change.
+    """
+    if lists is None:
+        return
+    seen = 0
+    while True:
+        lists.look()
+        if lists.version != seen:
+            seen = lists.version
+            ended: list[TlsError] = []
+            await in_slices(_end_revoked(lists, tunnels(), ended))
+            if ended:
+                log.warning(
+                    "%d open tunnels ended: %s", len(ended), "; ".join(sorted({*map(str, ended)})[:10])
+                )
+        await trio.sleep(LOOK_SECONDS)
+
+
+def _end_revoked(
+    lists: Revocations, tunnels: Iterable[TunnelConnection], ended: list[TlsError]
+) -> Iterator[None]:
+    for tunnel in tunnels:
+        channel = tunnel.channel
+        if isinstance(channel, TlsChannel) and not tunnel.closed:
+            leaf, roots = channel.peer_proof()
+            if lists.is_revoked(leaf, roots):
+                exc = TlsError("revoked", f"the certificate of {channel.peer_identity} was revoked")
+                ended.append(exc)
+                tunnel.crashed(exc)
+        yield
