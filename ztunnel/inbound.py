@@ -21,6 +21,7 @@ from ambient.model.policy import Connection, enforce
 from ambient.model.record import Direction, Flag
 from ambient.model.route import Admitted, Rejected, admit
 from ambient.model.workload import HBONE_PORT, Workload
+from ambient.own_code import own_code
 from ambient.wire.baggage import parse_forwarded, traceparent_in
 from ztunnel.connection import Closed, ProxiedConnection
 from ztunnel.context import Context
@@ -83,6 +84,7 @@ class InboundHandshake(ProxiedConnection):
         self._on_done(self, channel)
 
 
+@own_code
 class InboundStream(ProxiedConnection):
     """One CONNECT."""
 

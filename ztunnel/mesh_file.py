@@ -23,8 +23,10 @@ log = logging.getLogger("ztunnel")
 
 # From a change to its being kept: a burst is written once. Picked, not measured.
 SETTLE_SECONDS = 0.2
-# Between two writes at the least: 10,000 workloads take 0.13 s of this thread, in pieces. Picked.
-PAUSE_SECONDS = 2.0
+# Between two writes at the least, and so many times as long as the last one took, within reason: 10,000
+# workloads take 0.13 s of this thread, in pieces, and some meshes change all the time. Picked.
+PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 2.0, 30.0
+REST = 10
 # What traffic has for itself between two pieces, which take some 0.25 ms each.
 PIECE_PAUSE_SECONDS = 0.002
 # Ten times the largest mesh foreseen (100,000 workloads of 800 bytes).
@@ -58,8 +60,10 @@ class MeshFile:
             await self._changed.wait()
             await trio.sleep(SETTLE_SECONDS)
             self._changed = trio.Event()
+            started = trio.current_time()
             await self._write(self._mesh.snapshot(ordered=False))
-            await trio.sleep(PAUSE_SECONDS)
+            rest = REST * (trio.current_time() - started)
+            await trio.sleep(min(max(PAUSE_SECONDS, rest), LONGEST_PAUSE_SECONDS))
 
     def load(self) -> Change | None:
         """What the last process knew; None if nothing can be believed. Such a file is put aside."""

@@ -17,6 +17,7 @@ from ambient.model.pool_plan import PoolKey
 from ambient.model.record import Direction, Flag
 from ambient.model.route import Pass, Refuse, Route, Tunnel, route
 from ambient.model.workload import Workload
+from ambient.own_code import own_code
 from ambient.wire.baggage import format_forwarded, traceparent_of
 from ambient.wire.hbone_headers import RequestEncoder
 from ztunnel.connection import Closed, ProxiedConnection
@@ -31,6 +32,7 @@ LAST_CHANCE = 1.0 - 2.0**-53
 UNKNOWN_WORKLOAD = "failed to fetch information about local workload"
 
 
+@own_code
 class OutboundConnection(ProxiedConnection):
     """From the application's socket to wherever ``route`` says.
 

@@ -19,6 +19,7 @@ from ambient.control.bell import Bell
 from ambient.control.registry_plan import Registry, change_between, is_empty
 from ambient.errors import AmbientError, ProtocolError
 from ambient.model.identity import SpiffeId
+from ambient.model.mesh import Change
 from ambient.pki.authority import Issued
 from ambient.wire.frames import Frame
 from ambient.wire.xds import (
@@ -86,13 +87,37 @@ class Owner(Protocol):
         """Something was acked, or a link came or went."""
 
 
+class Differences:
+    """What lies between two registries, worked out once for all links: it costs a look at every workload."""
+
+    def __init__(self) -> None:
+        self._version = -1
+        self._since: dict[int, Change] = {}
+
+    def between(self, before: Registry | None, after: Registry) -> Change:
+        """The change from *before* (None: from nothing) to *after*."""
+        if after.version != self._version:
+            self._version, self._since = after.version, {}
+        since = -1 if before is None else before.version
+        if since not in self._since:
+            self._since[since] = change_between(before, after)
+        return self._since[since]
+
+
 class Link:
     """Control's end of the connection to one daemon."""
 
     def __init__(
-        self, peer: Peer, stream: trio.abc.Stream, owner: Owner, bell: Bell, ack_seconds: float = ACK_SECONDS
+        self,
+        peer: Peer,
+        stream: trio.abc.Stream,
+        owner: Owner,
+        bell: Bell,
+        ack_seconds: float = ACK_SECONDS,
+        differences: Differences | None = None,
     ) -> None:
         self.peer = peer
+        self._differences = differences or Differences()
         self._ack_seconds = ack_seconds
         self.greeted = False
         self.stuck = False
@@ -184,8 +209,7 @@ class Link:
             if data := self._pending():
                 await self._stream.send_all(data)
                 continue
-            # What was held back is due then; what else there is comes with a ring.
-            with trio.move_on_at(self._quiet_until if self._holds_back() else math.inf):
+            with trio.move_on_at(self._due()):
                 await ring.wait()
 
     async def _watch_acks(self) -> None:
@@ -209,10 +233,10 @@ class Link:
 
     def _update(self) -> bytes:
         now = self._owner.registry()
-        if self._knows(now) or len(self._unacked) >= MAX_UNACKED or self._holds_back():
+        if self._knows(now) or len(self._unacked) >= MAX_UNACKED or trio.current_time() < self._quiet_until:
             return b""
         self._quiet_until = trio.current_time() + UPDATE_SECONDS
-        change = change_between(self._told, now)
+        change = self._differences.between(self._told, now)
         since = -1 if self._told is None else self._told.version
         self._told = now
         if is_empty(change):
@@ -226,9 +250,11 @@ class Link:
     def _knows(self, registry: Registry) -> bool:
         return self._told is not None and self._told.version == registry.version
 
-    def _holds_back(self) -> bool:
-        """Whether there is an update that is sent later, because one has just gone out."""
-        return trio.current_time() < self._quiet_until and not self._knows(self._owner.registry())
+    def _due(self) -> float:
+        """When to look though nobody rings: what is held back is due then, be it that the time has come."""
+        waits_for_acks = len(self._unacked) >= MAX_UNACKED
+        nothing = not self.greeted or waits_for_acks or self._knows(self._owner.registry())
+        return math.inf if nothing else self._quiet_until
 
     def _pods(self) -> bytes:
         if self.peer.role != "agent":
@@ -247,6 +273,7 @@ class Distribution:
         self._owner = owner
         self._bell = bell
         self._links: list[Link] = []
+        self._differences = Differences()
 
     def links(self) -> tuple[Link, ...]:
         """The links that live."""
@@ -260,7 +287,7 @@ class Distribution:
     async def serve(self, peer: Peer, sock: socket.socket) -> None:
         """Run the link to *peer* over *sock*, which becomes ours to close."""
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
-        link = Link(peer, stream, self._owner, self._bell)
+        link = Link(peer, stream, self._owner, self._bell, differences=self._differences)
         self._links.append(link)
         try:
             await link.run()

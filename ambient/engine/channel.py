@@ -593,6 +593,8 @@ class SocketChannel:
         self._out = NOTHING
         self._out_bytes = 0
         self._reason = exc
+        if isinstance(exc, OSError):
+            exc.__traceback__ = None  # It leads to us, and no bug is to be found with it.
         self._pump = None
         if self._linger is not None:
             self._linger.cancel()

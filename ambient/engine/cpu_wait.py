@@ -6,8 +6,8 @@ only has not had its turn is none of these, and the kernel knows (``/proc/PID/sc
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
-from pathlib import Path
 
 NANOSECONDS = 1e9
 
@@ -18,5 +18,9 @@ def cpu_wait(pid: int | str = "thread-self", proc: str = "/proc") -> float:
     0.0 where the kernel does not say, or the process is gone: then nothing is excused.
     """
     with suppress(OSError, ValueError, IndexError):
-        return int(Path(proc, str(pid), "schedstat").read_text("ascii").split()[1]) / NANOSECONDS
+        fd = os.open(f"{proc}/{pid}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return int(os.read(fd, 100).split()[1]) / NANOSECONDS
+        finally:
+            os.close(fd)
     return 0.0

@@ -28,8 +28,9 @@ from ambient.engine.tunnel_stream import (
 )
 from ambient.errors import AmbientError, RemoteProtocolError
 from ambient.wire import hbone_events as events
-from ambient.wire.hbone import HboneConnection, Role
+from ambient.wire.hbone import HboneConnection
 from ambient.wire.hbone_budget import WindowBudget
+from ambient.wire.hbone_client import HboneClient
 from ambient.wire.hbone_events import DataReceived, Stream
 from ambient.wire.hbone_frames import (
     FRAME_HEADER_BYTES,
@@ -38,6 +39,7 @@ from ambient.wire.hbone_frames import (
     pack_data_header,
 )
 from ambient.wire.hbone_headers import EncodedRequest
+from ambient.wire.hbone_server import HboneServer
 from ambient.wire.hbone_split import HboneError
 
 __all__ = [
@@ -121,8 +123,12 @@ class TunnelConnection:
         self._on_closed = on_closed
         self._on_available = on_available
         self._on_rejected = on_rejected
-        role, kind = (Role.SERVER, TunnelRequest) if on_request else (Role.CLIENT, TunnelStream)
-        self.wire = HboneConnection(role, windows=windows or reactor.windows, stream_type=kind)
+        windows = windows or reactor.windows
+        self.wire: HboneConnection
+        if on_request is None:
+            self.wire = HboneClient(windows=windows, stream_type=TunnelStream)
+        else:
+            self.wire = HboneServer(windows=windows, stream_type=TunnelRequest)
         self.peer_identity = channel.peer_identity
         self.peer_address = channel.peer_address
         self.local_address = channel.local_address
@@ -158,7 +164,7 @@ class TunnelConnection:
         self.push()
 
     def __repr__(self) -> str:
-        role = self.wire.role.name.lower()
+        role = "server" if self._on_request else "client"
         return f"<TunnelConnection {role} to {self.peer_identity}, {len(self.wire.streams)} streams>"
 
     # For its owner -----------------------------------------------------------------------------
@@ -217,7 +223,7 @@ class TunnelConnection:
         """Accept no more streams; those that live go on, and the last one closes the connection."""
         if self.closed or self.wire.closing:
             return
-        if self.wire.role is Role.CLIENT:
+        if self._on_request is None:
             self.wire.closing = True  # The server need not know: it opens no streams.
         else:
             self.wire.goaway()
@@ -545,6 +551,8 @@ class TunnelConnection:
         self.channel.close()
         if self._on_closed is not None:
             self.reactor.call_soon(partial(self._on_closed, exc), _recorded)
+        # Or it and its owner would keep each other alive.
+        self._on_request = self._on_rejected = self._on_closed = self._on_available = None
 
 
 def _lost(exc: Exception) -> Exception:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from ambient.engine.channel import NOTHING, PUMP_BLOCKED, Data, Receiver, SocketChannel, tell_closed
 from ambient.engine.reactor import READ_BYTES, SLOT_BYTES, SLOTS
 from ambient.errors import AmbientError
+from ambient.own_code import own_code
 from ambient.wire.hbone_events import Stream
 from ambient.wire.hbone_frames import FRAME_HEADER, FRAME_HEADER_BYTES, ErrorCode
 
@@ -461,6 +462,7 @@ class TunnelStream(Stream):
             tell_closed(connection.reactor, receiver, exc)
 
 
+@own_code
 class TunnelRequest(TunnelStream):
     """A CONNECT that arrived; exactly one of ``accept`` and ``refuse`` must be called, any time later.
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import trio
 
@@ -43,7 +43,7 @@ from ambient.redirect.attestation_plan import (
 )
 from ambient.redirect.plan import DNS_CAPTURE_PORT, Capture
 from ambient.redirect.pod_capture import Existing
-from ambient.redirect.sockets import PROXY_PORTS
+from ambient.redirect.sockets import PROXY_PORTS, owner
 
 log = logging.getLogger("agent")
 
@@ -354,7 +354,7 @@ class Attestor:
             return Seen(namespace=namespace)
         who, detail = self._known(partial(self._listeners, uid, watched))
         if who is Listeners.OURS and subject.capture.dns:
-            who, detail = self._known(partial(self._name_servers, watched))
+            who, detail = self._known(partial(self._name_servers, uid, watched))
         if who is Listeners.OURS and self._ztunnel_now() is attestation_plan.Ztunnel.AWAY:
             who, detail = Listeners.HELD, "nobody accepts its connections: no ztunnel serves this node"
         return Seen(listeners=who, rules=self._see_rules(watched, subject.capture), detail=detail)
@@ -371,36 +371,43 @@ class Attestor:
         watched.state, watched.capture = state, capture
         return Rules.STAND
 
-    def _known(self, look: Callable[[], tuple[Listeners, str]]) -> tuple[Listeners, str]:
+    def _known(self, look: Callable[[evidence.Namer], tuple[Listeners, str]]) -> tuple[Listeners, str]:
         """What *look* finds, knowing what we hold by now."""
         known = self._sockets is not None
-        who, detail = look()
+        # Who it is matters when it is somebody else, and by now that is not said.
+        who, detail = look(_nobody if known else owner)
         if who is Listeners.FOREIGN and known:
             # Opened since the last look at what we hold.
             self._sockets = None
-            who, detail = look()
+            who, detail = look(owner)
         return who, detail
 
-    def _listeners(self, uid: str, watched: _Watched) -> tuple[Listeners, str]:
+    def _listeners(self, uid: str, watched: _Watched, name: evidence.Namer) -> tuple[Listeners, str]:
         found = watched.watch.listeners()
-        if len(found) == len(PROXY_PORTS) and found == watched.holders:
-            return Listeners.OURS, ""
-        if len(found) == len(PROXY_PORTS) and {inode for inode, _ in found.values()} <= self._ztunnel.held(
-            uid
-        ):
-            # Ours at a glance: reading what every process holds takes milliseconds on a node of many pods.
+        if len(found) == len(PROXY_PORTS) and (found == watched.holders or self._are_held(uid, found)):
             watched.holders = found
             return Listeners.OURS, ""
-        who, detail = evidence.listeners(found, PROXY_PORTS, self._ours())
+        who, detail = evidence.listeners(found, PROXY_PORTS, self._ours(), name)
         if who is Listeners.OURS:
             watched.holders = found
         return who, detail
 
-    def _name_servers(self, watched: _Watched) -> tuple[Listeners, str]:
-        return evidence.name_servers(watched.watch.name_servers(), watched.watch.doors, self._ours())
+    def _name_servers(self, uid: str, watched: _Watched, name: evidence.Namer) -> tuple[Listeners, str]:
+        found, doors = watched.watch.name_servers(), watched.watch.doors
+        if len(found) == len(doors) and self._are_held(uid, found):
+            return Listeners.OURS, ""
+        return evidence.name_servers(found, doors, self._ours(), name)
+
+    def _are_held(self, uid: str, found: Mapping[Any, tuple[int, bytes]]) -> bool:
+        """Ours at a glance: reading what every process holds takes milliseconds on a node of many pods."""
+        return {inode for inode, _ in found.values()} <= self._ztunnel.held(uid)
 
     def _ours(self) -> frozenset[int]:
         """The sockets of the node daemon; an upgraded ztunnel's may be held by us alone for a moment."""
         if self._sockets is None:
             self._sockets = evidence.sockets_of((*self._ztunnel.pids(), "self"))
         return self._sockets
+
+
+def _nobody(_inode: int) -> str:
+    return ""

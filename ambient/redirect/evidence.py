@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
 
 from ambient.engine.netlink import NetlinkSocket
 from ambient.engine.netns_watch import Door, DoorHolders, Holders
@@ -15,6 +16,9 @@ from ambient.wire.netlink import NETLINK_NETFILTER
 
 # Shapes of rule sets that were read and compared once; one for each set of exclusions. Picked.
 MAX_SHAPES = 64
+
+# Inode of a socket -> who holds it, in words; "" if nobody is found.
+Namer: TypeAlias = Callable[[int], str]
 
 
 def namespace_at(path: str, identity: tuple[int, int]) -> Namespace:
@@ -75,29 +79,33 @@ def routing_left_over(netns: int) -> bool:
 
 
 def listeners(
-    found: Holders, ports: Iterable[int], sockets_of_ztunnel: frozenset[int]
+    found: Holders, ports: Iterable[int], sockets_of_ztunnel: frozenset[int], name: Namer = owner
 ) -> tuple[Listeners, str]:
     """Who listens, and in words what is wrong with that.
 
     Args:
         sockets_of_ztunnel: Inodes of the sockets that our processes hold.
+        name: Who holds a socket; by default every process of the machine is looked at.
     """
     missing = sorted(set(ports) - found.keys())
     for port, (inode, _) in sorted(found.items()):
         if inode not in sockets_of_ztunnel:
-            return Listeners.FOREIGN, f"port {port} is taken by {owner(inode) or 'another process'}"
+            return Listeners.FOREIGN, f"port {port} is taken by {name(inode) or 'another process'}"
     if missing:
         return Listeners.MISSING, f"nobody listens on port {missing[0]}"
     return Listeners.OURS, ""
 
 
 def name_servers(
-    found: DoorHolders, doors: Iterable[Door], sockets_of_ztunnel: frozenset[int]
+    found: DoorHolders,
+    doors: Iterable[Door],
+    sockets_of_ztunnel: frozenset[int],
+    name: Namer = owner,
 ) -> tuple[Listeners, str]:
     """The same of those who wait for lookups."""
     for (protocol, host, port), (inode, _) in sorted(found.items()):
         if inode not in sockets_of_ztunnel:
-            who = owner(inode) or "another process"
+            who = name(inode) or "another process"
             return Listeners.FOREIGN, f"{protocol} port {port} of {host} is taken by {who}"
     for protocol, host, port in sorted(set(doors) - found.keys()):
         return Listeners.MISSING, f"nobody answers lookups on {protocol} port {port} of {host}"

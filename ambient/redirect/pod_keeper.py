@@ -21,8 +21,8 @@ from typing import Any, Protocol
 
 import trio
 
-from ambient.errors import AmbientError
-from ambient.redirect import backend, listing, pod_capture
+from ambient.errors import AmbientError, Unavailable
+from ambient.redirect import backend, listing, pod_capture, sockets
 from ambient.redirect.attestation_plan import GiveUp, Repair, What
 from ambient.redirect.backends import Backend
 from ambient.redirect.keeper_plan import State, Step, next_step, should_stand, workload_of
@@ -270,19 +270,29 @@ class PodKeeper:
     async def _capture(self, netns: int) -> None:
         """Listeners, then rules; ``existing`` is what was there before."""
         pod_capture.check_namespace(netns)
-        # Before one has come back, what it listens on looks like somebody else's.
-        await self._around.ztunnel.ready()
-        pod_capture.check_ports(netns, self._around.ztunnel.pids())
+        if sockets.anybody_listens(netns):
+            # Perhaps a ztunnel that is about to come back: until then its sockets look like somebody else's.
+            await self._around.ztunnel.ready()
+            pod_capture.check_ports(netns, self._around.ztunnel.pids())
         was = self.state
         try:
             self._drained = False
-            await self._around.ztunnel.add(workload_of(self.pod), netns)
+            await self._listen(netns)
             # From here on a ztunnel that comes anew is told of it, though the rules are not there yet.
             self._served = True
             self.existing = await self._home.capture(self.pod)
         except BaseException:
             with trio.CancelScope(shield=True):
                 await self._undo(was)
+            raise
+
+    async def _listen(self, netns: int) -> None:
+        """Have ztunnel listen in the namespace; in vain, say who is in its way there, if anybody is."""
+        try:
+            await self._around.ztunnel.add(workload_of(self.pod), netns)
+        except Unavailable:
+            # On one address only, for example. Finding that takes a walk over all listeners of the machine.
+            pod_capture.check_ports(netns, self._around.ztunnel.pids())
             raise
 
     async def _undo(self, was: State) -> None:

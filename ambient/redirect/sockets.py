@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from ambient.redirect.plan import (
     Capture,
 )
 from ambient.wire import netlink_diag
-from ambient.wire.netlink import AF_INET, AF_INET6, NETLINK_SOCK_DIAG
+from ambient.wire.netlink import AF_INET, AF_INET6, NETLINK_SOCK_DIAG, NLM_F_ACK
 from ambient.wire.netlink_diag import CARRYING, CLOSE_WAIT, ESTABLISHED, LISTEN, TcpSocket
 
 PROXY_PORTS = (OUTBOUND_PORT, INBOUND_PORT, HBONE_PORT)
@@ -30,6 +31,20 @@ PROXY_PORTS = (OUTBOUND_PORT, INBOUND_PORT, HBONE_PORT)
 def listeners(netns: int, ports: tuple[int, ...] = PROXY_PORTS) -> tuple[TcpSocket, ...]:
     """The sockets that listen on *ports* in the namespace."""
     return tuple(each for each in _sockets(netns, LISTEN) if each.local_port in ports)
+
+
+def anybody_listens(netns: int, ports: tuple[int, ...] = PROXY_PORTS) -> bool:
+    """Whether one of *ports* is taken on every address of the namespace.
+
+    A quick question for each port; ``listeners`` has the kernel walk over all listeners of the machine.
+    """
+    with NetlinkSocket(netns, NETLINK_SOCK_DIAG) as nl:
+        for family in (AF_INET6, AF_INET):
+            for port in ports:
+                with suppress(FileNotFoundError):
+                    nl.get(replace(netlink_diag.find_listener(family, port), flags=NLM_F_ACK))
+                    return True
+    return False
 
 
 def listening_ports(netns: int) -> frozenset[int]:

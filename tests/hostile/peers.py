@@ -72,7 +72,7 @@ class Door:
     authority: str
     ca: Signer
     elsewhere: str
-    got: Callable[[], bytes]
+    got: Callable[[], bytes] = bytes
 
     def arrived(self, data: bytes) -> None:
         """Wait until the application has got *data*: one that is reset too soon never learns from whom."""

@@ -66,13 +66,13 @@ class Ztunnel:
 
     connected = True
 
+    def held(self, uid: str) -> frozenset[int]:
+        """None: it is asked itself."""
+        return frozenset()
+
     def pids(self) -> frozenset[int]:
         """This process."""
         return frozenset({os.getpid()})
-
-    def held(self, uid: str) -> frozenset[int]:
-        """Nothing twice."""
-        return frozenset()
 
 
 @contextmanager

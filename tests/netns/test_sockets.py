@@ -10,6 +10,7 @@ import pytest
 from ambient.engine.netlink import NetlinkSocket
 from ambient.engine.netns import listen_in, socket_in
 from ambient.redirect import sockets
+from ambient.redirect.plan import HBONE_PORT
 from tests.lab import DEADLINE, in_namespaces, make_netns
 
 
@@ -47,3 +48,14 @@ def test_what_is_open_is_told_from_what_listens(host: str, client: str) -> None:
         assert {(each.local, each.remote) for each in found} == {(host, client), (client, host)}
         assert client_end.getsockname()[1] in {each.local_port for each in found}
     assert sockets.established(netns) == ()
+
+
+@pytest.mark.parametrize("host", ["::", "0.0.0.0"])
+@in_namespaces
+def test_a_port_that_is_taken_everywhere_is_found_quickly(host: str) -> None:
+    netns = make_netns({})
+    assert not sockets.anybody_listens(netns)
+
+    with listen_in(netns, HBONE_PORT, host=host):
+        assert sockets.anybody_listens(netns)
+    assert not sockets.anybody_listens(netns)
