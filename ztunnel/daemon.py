@@ -52,9 +52,8 @@ log = logging.getLogger("ztunnel")
 # milliseconds, while the agent hands over listeners and keys, which takes half as long as this; longer would
 # be a pause for everybody who connects. Picked, not measured.
 CONTROL_SECONDS = 0.1
-# After the first word of the agent, until what only the start needed is given back: 5 ms of work, which must
-# not add to the wait of those who connect meanwhile. The first certificates and tunnels are a start, too, and
-# read large parts of libraries once. Picked, not measured.
+# Between looks whether something has been started, whose memory is then given back: 5 ms of work, which must
+# not add to the wait of those who connect meanwhile. Picked, not measured.
 FRUGAL_SECONDS = 3.0
 
 
@@ -135,6 +134,7 @@ class Daemon:
                 await self._learn()
                 self._synchronised = True
                 nursery.start_soon(self._keep_what_is_known)
+                nursery.start_soon(self._give_back)
 
     def pending(self) -> list[str]:
         """What readiness waits for."""
@@ -172,6 +172,16 @@ class Daemon:
             raise Unavailable("control went away before it had said anything")
         await self._follow.synchronised()
 
+    async def _give_back(self) -> None:
+        """Twice: the first handshakes read large parts of libraries once, as the start has done."""
+        await trio.sleep(FRUGAL_SECONDS)
+        release_unused()
+        began = self._proxies.handshakes()
+        # A look now and then is simpler than an event at each handshake.
+        while self._proxies.handshakes() == began:  # noqa: ASYNC110
+            await trio.sleep(FRUGAL_SECONDS)
+        release_unused()
+
     async def _keep_what_is_known(self) -> None:
         with self._keeping:
             await self._file.keep()
@@ -188,7 +198,6 @@ class Daemon:
         self._retired.set()
 
     def _say_ready(self) -> None:
-        self._reactor.call_later(FRUGAL_SECONDS, release_unused)
         fd, self._ready_fd = self._ready_fd, -1
         if fd >= 0:
             with suppress(OSError):  # Whoever waited has given up; that is for them to say.

@@ -17,7 +17,7 @@ OPEN_TUNNELS = 5000
 # Connections of the new-tunnels load that are under way at once.
 TUNNELS_AT_ONCE = 16
 # Idle is what has been so for a while, for both.
-IDLE_SECONDS = 4.0
+IDLE_SECONDS = 7.0
 
 Found: TypeAlias = dict[str, Any]
 # metric -> its value in one result of the load client, and that result, for the gate.
