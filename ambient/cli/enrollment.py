@@ -188,6 +188,9 @@ def _opened(path: str, text: str) -> Iterator[int]:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         raise ConfigError(f"{text}: no such {'process' if text.startswith('pid/') else 'file'}") from None
+    except PermissionError:
+        who = "only root, and in a mesh that root has started, enrolls what others run"
+        raise ConfigError(f"{text}: you may not enter it; {who}") from None
     except OSError as exc:
         raise ConfigError(f"{text}: {exc.strerror}") from exc
     try:

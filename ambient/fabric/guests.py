@@ -11,6 +11,7 @@ path that was named is not it any more.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,7 +23,7 @@ from typing import Any
 import trio
 
 from ambient.engine.netlink import NetlinkSocket
-from ambient.engine.netns import netns_identity, open_netns
+from ambient.engine.netns import netns_identity
 from ambient.engine.rpc import AdminClient, Call
 from ambient.errors import AmbientError, ConfigError
 from ambient.fabric import guestbook, procfs, syscalls
@@ -160,13 +161,13 @@ class Guests:
                         await self._look_after(guest)
         finally:
             for guest in self._known.values():
-                with suppress(OSError), _entered(guest) as netns:
+                with suppress(OSError), self._entered(guest) as netns:
                     self.rules.drain(netns)
 
     def leave(self) -> None:
         """Let go of every guest: no rule of ours stays, since no proxy does."""
         for guest in tuple(self._known.values()):
-            with _noted(guest), _entered(guest) as netns:
+            with _noted(guest), self._entered(guest) as netns:
                 self.rules.remove(netns)
             self._release(guest)
 
@@ -236,7 +237,37 @@ class Guests:
 
     # Going ------------------------------------------------------------------------------------
 
+    @contextmanager
+    def _entered(self, guest: Guest) -> Iterator[int]:
+        """Its namespace, by whichever way still leads there: whoever loses our directory loses our own.
+
+        Raises:
+            OSError: none does.
+        """
+        ways = (
+            (guest.netns, None),
+            (f"/proc/{guest.pid}/ns/net", None),
+            (guest.path.lstrip("/"), self._roots.get(guest.identity)),
+        )
+        found = next((fd for path, root in ways if (fd := _opened(path, root, guest.identity)) >= 0), -1)
+        if found < 0:
+            raise FileNotFoundError(errno.ENOENT, "its network namespace is out of reach", guest.netns)
+        try:
+            yield found
+        finally:
+            os.close(found)
+
+    def _bind_again(self, guest: Guest) -> None:
+        """Agents find a guest by a file of the run directory; that may have been tidied away."""
+        if _is_at(guest.netns, guest.identity):
+            return
+        with suppress(OSError), self._entered(guest) as netns:
+            _bind(netns, guest.netns)
+            self._write_down()
+            note(f"guest {guest.namespace}/{guest.name}: {guest.netns} was gone, and is bound again")
+
     async def _look_after(self, guest: Guest) -> None:
+        self._bind_again(guest)
         if procfs.is_alive(guest.pid, guest.started) and _lives_in(guest.pid, guest.identity):
             return
         pid = next(iter(_inhabitants(guest.identity)), 0)
@@ -308,11 +339,25 @@ def _program(pid: int) -> str:
 
 
 def _lives_in(pid: int, identity: Identity) -> bool:
+    return _is_at(f"/proc/{pid}/ns/net", identity)
+
+
+def _is_at(path: str, identity: Identity) -> bool:
     try:
-        found = os.stat(f"/proc/{pid}/ns/net")
+        found = os.stat(path)
     except OSError:
         return False
     return (found.st_dev, found.st_ino) == identity
+
+
+def _opened(path: str, root: int | None, identity: Identity) -> int:
+    """A descriptor of the namespace at *path*, seen from the directory *root*; -1 if it is not that one."""
+    with suppress(OSError):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=root)
+        if netns_identity(fd) == identity:
+            return fd
+        os.close(fd)
+    return -1
 
 
 def _inhabitants(identity: Identity) -> Iterable[int]:
@@ -322,7 +367,8 @@ def _inhabitants(identity: Identity) -> Iterable[int]:
 
 
 def _bind(netns: int, path: str) -> None:
-    Path(path).parent.mkdir(mode=0o700, exist_ok=True)
+    for directory in (Path(path).parent.parent, Path(path).parent):
+        directory.mkdir(mode=0o700, exist_ok=True)
     Path(path).touch(mode=0o600)
     try:
         syscalls.mount(f"/proc/self/fd/{netns}", path, flags=MountFlag.BIND)
@@ -336,15 +382,6 @@ def _unbind(path: str) -> None:
         syscalls.unmount(path, UNMOUNT_DETACHED)
     with suppress(OSError):
         Path(path).unlink()
-
-
-@contextmanager
-def _entered(guest: Guest) -> Iterator[int]:
-    fd = open_netns(guest.netns)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 @contextmanager

@@ -49,9 +49,14 @@ def check_ports(netns: int, ztunnels: frozenset[int]) -> None:
         ConfigError: they are; it names who.
     """
     for found in sockets.listeners(netns):
-        if not sockets.held_by(found.inode, ztunnels):
+        if not sockets.held_by(found.inode, ztunnels) and _is_open(netns, found):
             who = sockets.owner(found.inode) or "another process"
             raise ConfigError(f"port {found.local_port} is taken by {who}")
+
+
+def _is_open(netns: int, listener: TcpSocket) -> bool:
+    """Whether it still is: one that was closed since it was listed is held by nobody, and is nobody's."""
+    return any(each.inode == listener.inode for each in sockets.listeners(netns))
 
 
 def check_is_home(netns: int, pod: NodePod) -> None:

@@ -48,6 +48,7 @@ class ZtunnelLink:
 
     Attributes:
         retired: Whether a newer ztunnel has taken over from this one.
+        settled: Set when it has let go of everything that its snapshot did not name, or is gone.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class ZtunnelLink:
         self.pid = shown_pid(pid)
         self.wire = AgentConnection()
         self.greeted = trio.Event()
+        self.settled = trio.Event()
         self._sock = sock
         self._drained = drained
         self._passed = passed

@@ -109,12 +109,21 @@ class ZdsServer:
             Path(self._path).unlink(missing_ok=True)
 
     async def ready(self) -> None:
-        """Return when a ztunnel serves this node: only then it is known which sockets are ours.
+        """Return when a ztunnel serves this node and has let go of what is not captured.
+
+        Only then it is known which sockets in a pod are ours: those of one that has lost its agent look like
+        a stranger's until it is back, and those that its last agent asked for in vain it closes then.
 
         Raises:
             Unavailable: none comes.
         """
-        await self._newest()
+        with trio.move_on_after(CONNECT_DEADLINE):
+            while True:
+                link = await self._newest()
+                await link.settled.wait()
+                if link is self._latest:
+                    return
+        raise Unavailable("no ztunnel of this node has taken its snapshot")
 
     async def add(self, workload: WorkloadInfo, netns: int) -> None:
         """Have *workload* served; returns when its listeners are open.
@@ -199,6 +208,7 @@ class ZdsServer:
         self._latest = link
         self._arrived.set()
         await link.request(link.wire.snapshot_sent, (), ACK_DEADLINE)
+        link.settled.set()
         log.info("ztunnel %d serves this node; %d pods were captured before it came", link.pid, len(named))
         await self._retire_others(link)
         # What was under way at one of those then is served by nobody now.
@@ -274,6 +284,7 @@ class ZdsServer:
 
     def _forget(self, link: ZtunnelLink) -> None:
         self._links.remove(link)
+        link.settled.set()  # Whoever waits for it is to look for another one.
         for waiting in self._draining.values():
             waiting.discard(link)
         if self._latest is link:

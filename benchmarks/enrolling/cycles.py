@@ -79,6 +79,7 @@ class _Counts:
     enroll_ms: list[float] = field(default_factory=list)
     enrolling_seconds: float = 0.0
     failed: int = 0
+    why: Counter[str] = field(default_factory=Counter)
     through: int = 0
     groups: int = 0
 
@@ -158,6 +159,7 @@ async def _enroll(mesh: Fabric, counts: _Counts, probe: Child) -> None:
         result = await mesh.call("enroll", targets=[_TARGET], mode="ambient", timeout=DEADLINE * 10)
         counts.enrolling_seconds += time.monotonic() - started
         counts.failed += result["failed"]
+        counts.why.update(each["reason"] for each in result["pods"] if not each["enrolled"])
 
 
 def deadlines_run_out(run_dir: Path) -> Counter[str]:
@@ -188,6 +190,7 @@ def _row(
         "pods_per_second": round(case.cycles * len(PODS) / counts.enrolling_seconds, 1),
         "through_proxy": counts.groups * LONG,
         "enrollments_failed": counts.failed,
+        "why_enrollments_failed": dict(counts.why),
         "what_leaked": left,
         "why_failed": said["reasons"],
         "generator_patience_seconds": case.patience,

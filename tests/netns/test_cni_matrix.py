@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import socket
 import threading
 from collections.abc import Iterable, Iterator
@@ -19,7 +20,7 @@ from ambient.engine.netlink import NetlinkSocket
 from ambient.engine.netns import open_netns
 from ambient.errors import AmbientError
 from ambient.fabric import clean
-from ambient.redirect import backend
+from ambient.redirect import backend, evidence
 from ambient.redirect.backend import Standing
 from ambient.redirect.backends import choose
 from tests.lab import POD_SYSCTLS, Host, make_netns
@@ -292,6 +293,32 @@ def test_a_stranger_that_vanishes_is_forgotten(tmp_path: Path, monkeypatch: pyte
         assert backend.standing(place.hosts["client"].netns) is Standing.CAPTURED
         assert clean.down(str(run_dir))
         assert backend.standing(place.hosts["client"].netns) is Standing.NONE
+
+
+def test_a_stranger_outlives_the_loss_of_the_run_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is found by a file there: that is put back, and at the end no rule is left all the same."""
+    if os.geteuid() != 0:
+        pytest.skip("not root")
+    monkeypatch.setenv("AMBIENT_ROOTLESS", "0")
+    run_dir = tmp_path / "run"
+    with ExitStack() as stack:
+        stack.callback(clean.clean, str(run_dir))
+        place = ByHand(Mesh(run_dir), _made_by_hand(stack))
+        for name in ("far", "near"):
+            place.hosts.pop(name)
+        place.mesh.apply()
+        place.enroll()
+        netns = place.hosts["client"].netns
+
+        shutil.rmtree(run_dir)
+
+        wait_until(lambda: (run_dir / "guests.json").exists(), "the guest to be bound again")
+        wait_until(lambda: backend.standing(netns) is Standing.CAPTURED, "it to be captured")
+        assert clean.down(str(run_dir))
+        assert backend.standing(netns) is Standing.NONE
+        assert not evidence.routing_left_over(netns)
 
 
 @pytest.mark.parametrize("rules", ["netlink", pytest.param("iptables", marks=pytest.mark.iptables)])
