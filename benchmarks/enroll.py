@@ -44,7 +44,8 @@ def main() -> int:
 
 
 def _row(options: argparse.Namespace, rules: str, order: str) -> dict[str, Any]:
-    return _alone(options, functools.partial(run_case, rules=rules, unenroll=order, cycles=options.cycles))
+    what = {"rules": rules, "unenroll": order, "cycles": options.cycles, "starve": options.starve}
+    return _alone(options, functools.partial(run_case, **what))
 
 
 def _alone(options: argparse.Namespace, measure: Callable[..., Any]) -> dict[str, Any]:
@@ -82,6 +83,9 @@ def _options() -> argparse.ArgumentParser:
         "--pods",
         type=lambda text: [int(each) for each in text.split(",")],
         help="measure how fast so many pods are enrolled, instead of cycles under traffic",
+    )
+    parser.add_argument(
+        "--starve", type=int, default=0, metavar="N", help="with N processes that take the CPU away meanwhile"
     )
     parser.add_argument("--keep", metavar="DIR", help="have the logs of (one) row stay there")
     parser.add_argument(

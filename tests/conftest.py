@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import trio
+from hypothesis import HealthCheck, settings
 
 # Where Debian's containernetworking-plugins are.
 CNI_DIRECTORY = "/usr/lib/cni"
@@ -20,6 +21,10 @@ CNI_PLUGINS = ("bridge", "ptp", "macvlan", "host-local")
 # Real applications, as the distribution ships them.
 STOCK = ("redis-server", "redis-cli", "redis-benchmark", "nginx")
 IPTABLES = ("iptables-legacy-restore", "ip6tables-legacy-restore", "iptables-legacy-save")
+
+# How long an example takes says how busy the machine is, not whether the law holds.
+settings.register_profile("ambient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ambient")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

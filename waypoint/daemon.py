@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import random
 import signal
@@ -12,9 +11,12 @@ from contextlib import contextmanager
 
 import trio
 
+from ambient.engine import collector
 from ambient.engine.follow import Follow, control_socket
 from ambient.engine.netns import listen_in
+from ambient.engine.overload import RefusalLog
 from ambient.engine.reactor import Reactor
+from ambient.engine.revocations import Revocations
 from ambient.engine.svids import SvidCache
 from ambient.errors import Unavailable
 from ambient.model.identity import DEFAULT_TRUST_DOMAIN, SpiffeId
@@ -74,9 +76,7 @@ class Daemon:
                 Status(self._reactor, listen_in(None, METRICS_PORT), {"/metrics": self._metrics})
                 Status(self._reactor, listen_in(None, READY_PORT), {"/healthz/ready": self._readiness})
                 self._ready = True
-                gc.freeze()
-                # Requests leave no cycles behind: look for them seldom. Picked, not measured.
-                gc.set_threshold(50_000, 20, 50)
+                collector.settle()
                 log.info("ready: %s", self._identity)
 
     async def drain(self) -> None:
@@ -140,6 +140,11 @@ async def run(reactor: Reactor, settings: Settings, role: str) -> None:
         Unavailable: control went away, or refused the certificate.
     """
     reactor.on_failure = _log_failure
+    reactor.limits = settings.limits
+    reactor.headroom.on_refused = RefusalLog(reactor, log.warning).refused
+    reactor.headroom.limit_by_rlimit()
+    if settings.crl_path:
+        reactor.revocations = Revocations(settings.crl_path, log.warning)
     try:
         await Daemon(reactor, settings, role, control_socket()).run()
     except* Unavailable as group:

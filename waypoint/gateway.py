@@ -6,29 +6,39 @@ ztunnel --HBONE CONNECT vip:port--> HTTP by host, or bytes --HBONE--> the destin
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from dataclasses import replace
 from functools import partial
+from typing import TypeAlias
 
+from ambient.engine.failure import describe
 from ambient.engine.http_forward import Answer
 from ambient.engine.listener import Listener
-from ambient.engine.tls import TlsChannel, accept_tls, prepare_hbone
+from ambient.engine.netns import plain_address
+from ambient.engine.tls import TlsChannel, TlsError, accept_tls, prepare_hbone
 from ambient.engine.tunnel import TunnelConnection, TunnelRequest
-from ambient.errors import ConfigError, Unavailable
-from ambient.model.address import parse_hostport
+from ambient.errors import ConfigError, RemoteProtocolError, Unavailable
+from ambient.model.address import format_hostport, parse_hostport
 from ambient.model.identity import SpiffeId
+from ambient.model.record import AccessRecord, Direction, Flag
 from ambient.model.route import Admission, Admitted, Refuse, Rejected, Route, admit, route_request
 from ambient.model.workload import HBONE_PORT, Workload
 from ambient.wire.baggage import traceparent_in
 from ambient.wire.http1_heads import RequestHead
 from waypoint.carried import Carried, OpenConnections
-from waypoint.client import Client, speaks_http
-from waypoint.context import Context
+from waypoint.client import Client, peer_of, speaks_http
+from waypoint.context import Address, Context
 from waypoint.requests import HostRoutes, HttpProxy
 from waypoint.served import Served
 from waypoint.upstreams import Upstreams
 
 # Between the closing of the listener and the GOAWAYs: CONNECTs that were on their way are still served.
 GOAWAY_DELAY = 0.25
+# Connections that have not proven who they are, as at a pod's own door (reference/threats.md 4).
+MAX_HANDSHAKES = 1024
+
+# A connection's peer, and what it came to.
+Ends: TypeAlias = tuple[Address, Address]
 
 
 class Gateway:
@@ -42,6 +52,8 @@ class Gateway:
         self.http = HttpProxy(context, self.upstreams, self._route)
         self.open = OpenConnections()
         self._tunnels: set[TunnelConnection] = set()
+        self._sources: Counter[SpiffeId] = Counter()
+        self._waiting = 0
         self._listeners: list[Listener] = []
         self.handshakes = 0
 
@@ -88,40 +100,96 @@ class Gateway:
 
     def accepted(self, sock: socket.socket) -> None:
         """A source's ztunnel (or another proxy) connected."""
-        me = self.served.me
-        if me is None:
-            sock.close()
-            return
         try:
-            tls = self._context.svids.context_nowait(me.identity, server=True)
-        except Unavailable:
-            sock.close()
+            ends = plain_address(sock.getpeername()), plain_address(sock.getsockname())
+        except OSError:
+            sock.close()  # Reset while it waited in the queue: nobody is there to be recorded.
             return
+        me = self.served.me
+        try:
+            if me is None:
+                raise Unavailable("our own workload is not known yet")
+            if self._waiting >= MAX_HANDSHAKES:
+                raise Unavailable(f"over {MAX_HANDSHAKES} connections without an identity")
+            tls = self._context.svids.context_nowait(me.identity, server=True)
+        except Unavailable as exc:
+            sock.close()
+            self._refused(ends, None, str(exc), Flag.CONNECT)
+            return
+        self._waiting += 1
         self.handshakes += 1
         prepare_hbone(self._context.reactor, sock)
-        accept_tls(self._context.reactor, sock, tls, self._shaken)
+        accept_tls(self._context.reactor, sock, tls, partial(self._shaken, ends))
 
-    def _shaken(self, channel: TlsChannel | Exception) -> None:
+    def _shaken(self, ends: Ends, channel: TlsChannel | Exception) -> None:
+        self._waiting -= 1
         if isinstance(channel, Exception):
-            return  # The socket is closed.
+            self._refused(ends, None, *describe(channel))  # The socket is closed.
+            return
+        identity, most = channel.peer_identity, self._context.reactor.limits.tunnels_per_identity
+        if self._sources[identity] >= most:
+            channel.abort()
+            self._refused(ends, identity, f"over {most} connections of {identity}", Flag.CONNECT)
+            return
+        self._sources[identity] += 1
         peer, local = channel.peer_address, channel.local_address
         tunnel = TunnelConnection(
             self._context.reactor,
             channel,
             on_request=lambda request: self._requested(request, peer, local[0]),
-            on_closed=lambda exc: self._tunnels.discard(tunnel),
+            on_closed=lambda exc: self._closed(tunnel, ends, exc),
+            on_rejected=lambda status, reason: self._refused(
+                ends, identity, f"http status {status}: {reason}" if status else reason, Flag.CONNECT
+            ),
         )
         self._tunnels.add(tunnel)
 
+    def _closed(self, tunnel: TunnelConnection, ends: Ends, exc: Exception | None) -> None:
+        identity = tunnel.peer_identity
+        self._tunnels.discard(tunnel)
+        self._sources[identity] -= 1
+        if not self._sources[identity]:
+            del self._sources[identity]
+        match exc:
+            case TlsError():
+                self._refused(ends, identity, *describe(exc))
+            case RemoteProtocolError():
+                self._refused(ends, identity, f"http2 failure: {exc}", Flag.H2_HANDSHAKE_FAILURE)
+            case _:
+                pass  # An ordinary end, or a lost connection: what it carried has its own records.
+
+    def _refused(
+        self, ends: Ends, identity: SpiffeId | None, reason: str, flag: Flag, authority: str = ""
+    ) -> None:
+        """The one record of what was turned away before anybody knew where it was to go."""
+        (peer, local), context, me = ends, self._context, self.served.me
+        source = context.mesh.workload_by_address(peer[0])
+        known = source if source is not None and source.identity == identity else None
+        context.journal.connection(
+            AccessRecord(
+                ended=context.journal.now(),
+                direction=Direction.INBOUND,
+                source=peer_of(format_hostport(*peer), known, identity),
+                destination=peer_of(format_hostport(*local), me, me.identity if me and identity else None),
+                hbone_address=authority,
+                error=reason,
+                flag=flag,
+                early=True,
+            )
+        )
+
     def _requested(self, request: TunnelRequest, peer: tuple[str, int], local_ip: str) -> None:
         context, me = self._context, self.served.me
+        identity = request.connection.peer_identity
+        ends = peer, (local_ip, HBONE_PORT)
         if me is None:
             request.refuse(503, "our own workload is not known yet\n")
+            self._refused(ends, identity, "our own workload is not known yet", Flag.CONNECT)
             return
-        identity = request.connection.peer_identity
         admission = self._admit(me, local_ip, request.authority, identity)
         if isinstance(admission, Rejected):
             request.refuse(admission.status, admission.reason + "\n")
+            self._refused(ends, identity, admission.reason, Flag.CONNECT)
             return
         source = context.mesh.workload_by_address(peer[0])
         client = Client(
@@ -155,6 +223,8 @@ class Gateway:
         route = self._to_endpoint(me, client, b"")
         if isinstance(route, Refuse):
             request.refuse(503, route.reason + "\n")
+            ends = client.peer, (request.connection.local_address[0], HBONE_PORT)
+            self._refused(ends, client.identity, route.reason, route.flag, request.authority)
             return
         target = self.upstreams.target(route)
         refuse = partial(_refuse, request)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ambient.errors import ConfigError
+from ambient.model.durations import read_limits
+from ambient.model.limits import Limits
 
 METRICS_PORT = 15020
 READY_PORT = 15021
@@ -22,6 +24,8 @@ class Settings:
         pod_uid: Our own workload's uid, as the control plane names it.
         drain_seconds: How long connections may live on after SIGTERM.
         access_log: Write one line per request.
+        crl_path: A file of revocation lists, looked at again when it changes; "" for none.
+        limits: Deadlines and limits of the tunnels, under the names that ztunnel has for them.
     """
 
     pod_uid: str
@@ -34,6 +38,8 @@ class Settings:
     run_dir: str = ""
     drain_seconds: float = DEFAULT_DRAIN_SECONDS
     access_log: bool = True
+    crl_path: str = ""
+    limits: Limits = field(default_factory=Limits)
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:
@@ -56,6 +62,8 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         run_dir=environ.get("AMBIENT_RUN_DIR", ""),
         drain_seconds=_seconds(environ, "CONNECTION_TERMINATION_DEADLINE", DEFAULT_DRAIN_SECONDS),
         access_log=_flag(environ, "AMBIENT_ACCESS_LOG"),
+        crl_path=environ.get("CRL_PATH", ""),
+        limits=read_limits(environ),
     )
 
 

@@ -13,6 +13,7 @@ from ambient.engine import collector, host
 from ambient.engine.headroom import raise_file_limit
 from ambient.engine.privileges import NODE_DAEMON, keep_only
 from ambient.errors import AmbientError, ConfigError
+from ambient.model.release import VERSION
 from ztunnel.daemon import run
 from ztunnel.environment import help_text
 from ztunnel.settings import Settings, read_settings
@@ -50,9 +51,7 @@ def command(arguments: Sequence[str]) -> int:
             print(help_text(), end="")
             return 0
         case ["version" | "--version"]:
-            from importlib.metadata import version
-
-            print(version("ambient-mesh"))
+            print(VERSION)
             return 0
         case _:
             print("ztunnel: proxy, version or help is understood here; see: --help", file=sys.stderr)

@@ -18,6 +18,7 @@ from ambient.engine.pages import JSON, Answer, Query, Routes
 from ambient.engine.reactor import Reactor
 from ambient.errors import ConfigError
 from ambient.model.mesh import Mesh
+from ambient.model.release import VERSION
 from ztunnel import dump, profiling
 from ztunnel.levels import Levels, parse_levels
 from ztunnel.proxies import Proxies
@@ -100,9 +101,6 @@ def _json(value: object) -> Answer:
 
 async def write_dump(inside: Inside) -> bytes:
     """Everything that decides what this process does, under ztunnel's names."""
-    # Only who asks for a dump pays for this import: 1 MB, with all of email.
-    from importlib.metadata import version
-
     settings = inside.settings
     parts = [b"{"]
     for name, steps in dump.sections(inside.mesh).items():
@@ -120,7 +118,7 @@ async def write_dump(inside: Inside) -> bytes:
             "drainSeconds": settings.drain_seconds,
             "dnsCapture": settings.dns_capture,
         },
-        "version": version("ambient-mesh"),
+        "version": VERSION,
     }
     parts.append(json.dumps(rest, indent=1).removeprefix("{").encode() + b"\n")
     return b"".join(parts)

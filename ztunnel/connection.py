@@ -6,15 +6,14 @@ import logging
 from dataclasses import replace
 from time import monotonic
 
-from ambient.engine.channel import Channel
-from ambient.engine.relay import Relay, RelayCounts, relay
+from ambient.engine.failure import describe, is_ordinary_end
+from ambient.engine.relay import APART, Joined
 from ambient.model.address import format_hostport
 from ambient.model.identity import SpiffeId
 from ambient.model.policy import Connection
 from ambient.model.record import AccessRecord, Direction, Flag, Peer, format_ends
 from ambient.model.workload import HBONE_PORT, Workload
 from ztunnel.context import Context
-from ztunnel.failure import describe, is_ordinary_end
 from ztunnel.flow import Flow
 from ztunnel.metrics import Series, Traffic
 from ztunnel.network import Address
@@ -31,8 +30,8 @@ class Closed(Exception):
         self.flag = flag
 
 
-class ProxiedConnection:
-    """Base of the three kinds; a subclass opens the two channels and hands them to ``join``.
+class ProxiedConnection(Joined):
+    """Base of the three kinds; a subclass opens the two channels and joins them.
 
     Attributes:
         facts: What policy decided about, for inbound connections.
@@ -42,7 +41,7 @@ class ProxiedConnection:
     """
 
     __slots__ = (
-        "_counted", "_destination", "_flow", "_relay", "_series", "_started", "context", "facts",
+        "_counted", "_destination", "_flow", "_series", "_started", "context", "facts",
         "finished", "source", "traceparent",
     )  # fmt: skip
 
@@ -57,7 +56,7 @@ class ProxiedConnection:
         self._started = monotonic()
         self._flow: Flow | None = None
         self._series: Series | None = None
-        self._relay: Relay | None = None
+        self.unclosed = APART
         self._counted = (0, 0)
         self.finished = False
         context.open.add(self)
@@ -96,16 +95,12 @@ class ProxiedConnection:
             if self.context.journal.levels.access < logging.INFO:
                 self.context.journal.began(replace(self._record("", Flag.NONE, 0, 0), opened=True))
 
-    def join(self, downstream: Channel, upstream: Channel) -> None:
-        """Move bytes until both ends are done, then finish."""
-        self._relay = relay(self.context.reactor, downstream, upstream, self._relayed)
-
     def close(self, reason: str, flag: Flag = Flag.NONE) -> None:
         """End it now, whatever it is doing; the record says *reason*."""
         if self.finished:
             return
-        if self._relay is not None:
-            self._relay.abort(Closed(reason, flag))
+        if self.unclosed != APART:
+            self.abort(Closed(reason, flag))
         else:
             self.give_up(Closed(reason, flag))
             self.finish(reason, flag)
@@ -122,10 +117,7 @@ class ProxiedConnection:
         series = self._series
         if series is not None:
             self._add(series, requested, responded)
-            if flag is Flag.NONE and not error and self.context.journal.terse:
-                self._ended_well(series, requested, responded)
-                return
-        if error and self._relay is None:
+        if error and self.unclosed == APART:
             self.context.journal.failed(
                 self.direction.reporter, self._flow.traffic if self._flow else None, flag
             )
@@ -134,6 +126,9 @@ class ProxiedConnection:
 
     def _ended_well(self, series: Series, requested: int, responded: int) -> None:
         """``finish`` of nearly all connections, in a fraction of the time."""
+        before_requested, before_responded = self._counted
+        series.received += requested - before_requested
+        series.sent += responded - before_responded
         flow, context = self._flow, self.context
         assert flow is not None
         if not flow.ends:
@@ -148,8 +143,8 @@ class ProxiedConnection:
 
     def count(self) -> None:
         """Bring the byte counters up to date: a long connection's bytes should not wait for its end."""
-        if self._relay is not None and self._series is not None:
-            requested, responded = self._relay.counts()
+        if self.unclosed != APART and self._series is not None:
+            requested, responded = self.counts()
             self._add(self._series, requested, responded)
 
     def _add(self, series: Series, requested: int, responded: int) -> None:
@@ -176,16 +171,28 @@ class ProxiedConnection:
             "actualDst": format_hostport(*actual),
         }
 
-    def _relayed(self, counts: RelayCounts) -> None:
-        error, flag = "", Flag.NONE
-        match counts.error:
-            case None:
-                pass
-            case Closed() as closed:
-                error, flag = str(closed), closed.flag
-            case exc if not is_ordinary_end(exc):
-                error, flag = describe(exc)
-        self.finish(error, flag, counts.a_to_b, counts.b_to_a)
+    def relayed(self, sent: int, answered: int, error: Exception | None) -> None:
+        """Both ends are done."""
+        if error is None:
+            series = self._series
+            journal = self.context.journal
+            if (
+                series is not None
+                and not self.finished
+                and journal.terse
+                and journal.levels.access <= logging.INFO
+            ):
+                self.finished = True
+                self._ended_well(series, sent, answered)
+                return
+        said, flag = "", Flag.NONE
+        if error is None:
+            pass
+        elif isinstance(error, Closed):
+            said, flag = str(error), error.flag
+        elif not is_ordinary_end(error):
+            said, flag = describe(error)
+        self.finish(said, flag, sent, answered)
 
     def _record(self, error: str, flag: Flag, requested: int, responded: int) -> AccessRecord:
         outbound = self.direction is Direction.OUTBOUND

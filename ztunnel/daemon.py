@@ -20,7 +20,9 @@ from pathlib import Path
 import trio
 
 from ambient.engine.follow import Follow, control_socket
+from ambient.engine.frugal import release_unused
 from ambient.engine.nursery import plain_nursery
+from ambient.engine.overload import RefusalLog, watch_memory
 from ambient.engine.pages import Routes, serve
 from ambient.engine.reactor import Reactor
 from ambient.engine.revocations import Revocations
@@ -39,7 +41,6 @@ from ztunnel.mesh_file import MeshFile
 from ztunnel.metrics import TcpMetrics
 from ztunnel.name_server import Names
 from ztunnel.network import NetnsNetwork, PodNetwork
-from ztunnel.overload import RefusalLog, watch_memory
 from ztunnel.own_ports import OwnPorts
 from ztunnel.proxies import Around, Proxies
 from ztunnel.revoked import watch_revocations
@@ -51,6 +52,9 @@ log = logging.getLogger("ztunnel")
 # milliseconds, while the agent hands over listeners and keys, which takes half as long as this; longer would
 # be a pause for everybody who connects. Picked, not measured.
 CONTROL_SECONDS = 0.1
+# After the first word of the agent, until what only the start needed is given back: 5 ms of work, which must
+# not add to the wait of those who connect meanwhile. Picked, not measured.
+FRUGAL_SECONDS = 0.5
 
 
 class Daemon:
@@ -70,7 +74,7 @@ class Daemon:
     ) -> None:
         self._settings = settings
         self._headroom = reactor.headroom
-        self._headroom.on_refused = RefusalLog(reactor).refused
+        self._headroom.on_refused = RefusalLog(reactor, log.warning).refused
         self._headroom.limit_by_rlimit()
         self._follow = Follow(control)
         self._svids = SvidCache(self._follow)
@@ -183,6 +187,7 @@ class Daemon:
         self._retired.set()
 
     def _say_ready(self) -> None:
+        self._reactor.call_later(FRUGAL_SECONDS, release_unused)
         fd, self._ready_fd = self._ready_fd, -1
         if fd >= 0:
             with suppress(OSError):  # Whoever waited has given up; that is for them to say.
@@ -216,7 +221,7 @@ class Daemon:
         )
         admin = admin_routes(inside)
         dns = self._names.metrics if self._names is not None else None
-        metrics = metrics_routes(self._journal.metrics, self._proxies, dns)
+        metrics = metrics_routes(self._journal.metrics, self._proxies, dns, self._follow.heard)
         ready = ready_routes(self.pending)
         with self._serving_http:
             async with trio.open_nursery() as nursery:

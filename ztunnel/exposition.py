@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import trio
 
+from ambient.engine.follow import Heard
 from ambient.engine.pages import Answer, Query, Routes
 from ambient.model.record import Direction
+from ambient.model.release import VERSION
 from ztunnel.dns_metrics import DnsMetrics
 from ztunnel.metrics import TcpMetrics
 from ztunnel.proxies import Proxies
@@ -24,11 +26,14 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 STEP = 100
 # Pages of 2,000 series are megabytes: who asks beyond this gets the last one. Picked, not measured.
 PAGES_A_SECOND = 4
+_BUILD = f'{{component="ztunnel",tag="{VERSION}"}}'
 
 
-def metrics_routes(metrics: TcpMetrics, proxies: Proxies, dns: DnsMetrics | None = None) -> Routes:
+def metrics_routes(
+    metrics: TcpMetrics, proxies: Proxies, dns: DnsMetrics | None = None, heard: Heard | None = None
+) -> Routes:
     """Port 15020, for Prometheus."""
-    page = Page(lambda: exposition(metrics, proxies, dns))
+    page = Page(lambda: exposition(metrics, proxies, dns, heard))
 
     async def answer(query: Query) -> Answer:
         return Answer(200, await page.get(), METRICS_TYPE)
@@ -70,14 +75,19 @@ async def _made(lines: Iterable[str]) -> bytes:
     return b"".join((*done, "".join(step).encode()))
 
 
-def exposition(metrics: TcpMetrics, proxies: Proxies, dns: DnsMetrics | None = None) -> Iterator[str]:
+def exposition(
+    metrics: TcpMetrics, proxies: Proxies, dns: DnsMetrics | None = None, heard: Heard | None = None
+) -> Iterator[str]:
     """All metrics of the process as Prometheus text, in pieces of a few lines."""
+    yield _family("istio_build", "gauge", "Istio component build info", {_BUILD: 1})
     for proxy in proxies.all():
         proxy.count()
         yield ""
     yield from metrics.lines()
     if dns is not None:
         yield from dns.lines()
+    if heard is not None:
+        yield from xds_metrics(heard)
     yield from unstable_metrics(proxies)
     yield from own_metrics(proxies)
 
@@ -95,6 +105,19 @@ def unstable_metrics(proxies: Proxies) -> Iterator[str]:
         yield _family(f"workload_manager_{name}", kind, text, {"": value})
     descriptors = {"": len(os.listdir("/proc/self/fd"))}
     yield _family("process_open_fds", "gauge", "Open file descriptors (unstable)", descriptors)
+
+
+def xds_metrics(heard: Heard) -> Iterator[str]:
+    """Istio's names for what came from control; bytes of all kinds are one number."""
+    ends = {'{reason="Complete"}': heard.closed, '{reason="Error"}': heard.failed}
+    kinds = {"istio.workload.Address": heard.addresses, "istio.security.Authorization": heard.authorizations}
+    messages = {f'{{url="type.googleapis.com/{kind}"}}': count for kind, count in kinds.items()}
+    for name, text, values in (
+        ("connection_terminations", "Connections to control that have ended (unstable)", ends),
+        ("message", "Updates received from control (unstable)", messages),
+        ("message_bytes", "Bytes received from control (unstable)", {"": heard.received}),
+    ):
+        yield _family(f"istio_xds_{name}_total", "counter", text, values)
 
 
 def own_metrics(proxies: Proxies) -> Iterator[str]:

@@ -10,7 +10,9 @@ import socket
 from collections.abc import Callable
 
 from ambient.engine.channel import SocketChannel
+from ambient.engine.failure import describe, status_of
 from ambient.engine.netns import plain_address
+from ambient.engine.overload import OVERLOADED
 from ambient.engine.tls import TlsChannel, TlsError, accept_tls, prepare_hbone
 from ambient.engine.tunnel import Headers, TunnelConnection, TunnelRequest
 from ambient.errors import Denied, RemoteProtocolError, Unavailable
@@ -19,14 +21,13 @@ from ambient.model.policy import Connection, enforce
 from ambient.model.record import Direction, Flag
 from ambient.model.route import Admitted, Rejected, admit
 from ambient.model.workload import HBONE_PORT, Workload
+from ambient.own_code import own_code
 from ambient.wire.baggage import parse_forwarded, traceparent_in
 from ztunnel.connection import Closed, ProxiedConnection
 from ztunnel.context import Context
-from ztunnel.failure import describe, status_of
 from ztunnel.flow import MAX_NAME_BYTES, Arrival, Flow, Remembered
 from ztunnel.metrics import Traffic
 from ztunnel.network import Address, Cancellable
-from ztunnel.overload import OVERLOADED
 
 # Connections of one pod that have not proven who they are (reference/threats.md 4).
 MAX_HANDSHAKES = 1024
@@ -83,6 +84,7 @@ class InboundHandshake(ProxiedConnection):
         self._on_done(self, channel)
 
 
+@own_code
 class InboundStream(ProxiedConnection):
     """One CONNECT."""
 
@@ -99,16 +101,17 @@ class InboundStream(ProxiedConnection):
 
     def begin(self) -> None:
         """Ask whether the target is ours."""
-        headroom = self.context.reactor.headroom
-        if headroom.tight:
+        context = self.context
+        headroom = context.reactor.headroom
+        if headroom.memory and headroom.tight:
             headroom.refused("memory")
             self._refuse(503, OVERLOADED, Flag.CONNECT)
             return
-        me = self.context.me
+        me = context.mesh.workload(context.uid)
         if me is None:
             self._refuse(503, "unknown workload", Flag.CONNECT)
             return
-        if self.context.journal.json:
+        if context.journal.json:
             self.traceparent = traceparent_in(self._request.headers)
         self._request.on_cancelled(self._cancelled)
         arrival = self._tunnel.arrival(me, self._request)

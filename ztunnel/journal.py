@@ -34,6 +34,9 @@ class Journal:
         write: Takes the text of one or more whole lines.
         json: Write records as JSON.
         levels: Below which level records are counted but not written; INFO, which is all, by default.
+
+    Attributes:
+        terse: ``ended_well`` will do for what ended well, where records of level INFO are written.
     """
 
     def __init__(
@@ -47,11 +50,14 @@ class Journal:
     ) -> None:
         self.metrics = metrics
         self.json = json
+        self.terse = not json
         self.levels = levels or Levels()
         self._reactor = reactor
         self._write = write or write_log
         self._format = format_json if json else format_text
         self._lines: list[str] = []
+        self._second = 0
+        self._until_second = ""  # "2026-11-27T22:59:01." for it.
         self._time = ""  # Of the first of them that ended well.
 
     def now(self) -> datetime:
@@ -82,11 +88,6 @@ class Journal:
             self._reactor.call_soon(self.flush)
         self._lines.append(self._format(record))
 
-    @property
-    def terse(self) -> bool:
-        """Whether ``ended_well`` will do for connections that ended well."""
-        return not self.json and self.levels.access <= logging.INFO
-
     def ended_well(
         self, series: Series, source: str, ends: str, sent: int, received: int, seconds: float
     ) -> None:
@@ -99,8 +100,17 @@ class Journal:
         if not lines:
             self._reactor.call_soon(self.flush)
         if not self._time:
-            self._time = format_time(self.now())
+            self._time = self._format_now()
         lines.append(format_well_ended(self._time, source, ends, sent, received, seconds))
+
+    def _format_now(self) -> str:
+        """``format_time(self.now())``, whose date and time of day change once a second."""
+        now = time.time()
+        second = int(now)
+        if second != self._second:
+            self._second = second
+            self._until_second = format_time(datetime.fromtimestamp(second, UTC))[:20]
+        return f"{self._until_second}{int((now - second) * 1_000_000):06d}Z"
 
     def flush(self) -> None:
         """Write what was gathered; the daemon calls it once more at its end."""

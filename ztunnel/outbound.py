@@ -8,7 +8,8 @@ from __future__ import annotations
 import random
 import socket
 
-from ambient.engine.channel import Channel, SocketChannel
+from ambient.engine.channel import SocketChannel
+from ambient.engine.failure import describe, may_go_elsewhere
 from ambient.engine.pool import TunnelPool
 from ambient.engine.tunnel import TunnelStream
 from ambient.model.address import format_hostport
@@ -16,11 +17,11 @@ from ambient.model.pool_plan import PoolKey
 from ambient.model.record import Direction, Flag
 from ambient.model.route import Pass, Refuse, Route, Tunnel, route
 from ambient.model.workload import Workload
+from ambient.own_code import own_code
 from ambient.wire.baggage import format_forwarded, traceparent_of
 from ambient.wire.hbone_headers import RequestEncoder
 from ztunnel.connection import Closed, ProxiedConnection
 from ztunnel.context import Context
-from ztunnel.failure import describe, may_go_elsewhere
 from ztunnel.flow import Flow
 from ztunnel.metrics import Traffic
 from ztunnel.network import Address, Cancellable
@@ -31,6 +32,7 @@ LAST_CHANCE = 1.0 - 2.0**-53
 UNKNOWN_WORKLOAD = "failed to fetch information about local workload"
 
 
+@own_code
 class OutboundConnection(ProxiedConnection):
     """From the application's socket to wherever ``route`` says.
 
@@ -153,7 +155,7 @@ class OutboundConnection(ProxiedConnection):
         if isinstance(result, OSError):
             self._failed(result, hbone=False)
         else:
-            self._connected(SocketChannel(self.context.reactor, result))
+            self.join(self._application, SocketChannel(self.context.reactor, result))
 
     def _opened(self, result: TunnelStream | Exception) -> None:
         if self.finished:
@@ -162,12 +164,8 @@ class OutboundConnection(ProxiedConnection):
         elif isinstance(result, Exception):
             self._failed(result, hbone=True)
         else:
-            self._connected(result)
-
-    def _connected(self, upstream: Channel) -> None:
-        if isinstance(upstream, TunnelStream):
-            upstream.headers = ()  # Nobody reads them, and they would live as long as the connection.
-        self.join(self._application, upstream)
+            result.headers = ()  # Nobody reads them, and they would live as long as the connection.
+            self.join(self._application, result)
 
     def _failed(self, exc: Exception, *, hbone: bool) -> None:
         me = self.context.me

@@ -8,13 +8,13 @@ from __future__ import annotations
 import socket
 
 from ambient.engine.channel import SocketChannel
+from ambient.engine.failure import describe
 from ambient.errors import Denied
 from ambient.model.policy import Connection, enforce
 from ambient.model.record import Direction, Flag
 from ambient.model.route import OWN_PORTS
 from ztunnel.connection import Closed, ProxiedConnection
 from ztunnel.context import Context
-from ztunnel.failure import describe
 from ztunnel.network import Cancellable
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from ambient.errors import ConfigError
 from ambient.model.address import canonical
+from ambient.model.durations import read_limits
 from ambient.model.limits import Limits
-from ztunnel.durations import read_limits
 from ztunnel.environment import ignored
 from ztunnel.levels import SCOPES, parse_levels
 

@@ -22,7 +22,6 @@ from ztunnel.dns_plan import resolve
 from ztunnel.network import Address
 from ztunnel.outbound import OutboundConnection
 
-SOCKS_PORT = 15080
 # From accept to a known target, and handshakes at once of one pod. Picked, not measured.
 HANDSHAKE_SECONDS = 10.0
 MAX_HANDSHAKES = 256
@@ -37,9 +36,10 @@ class SocksConnection(OutboundConnection):
         """The mesh knows no address for it."""
         self._refuse("no address of that name in the mesh", Flag.CONNECT)
 
-    def _connected(self, upstream: Channel) -> None:
-        self._application.write(reply(Reply.SUCCEEDED))
-        super()._connected(upstream)
+    def join(self, near: Channel, far: Channel) -> None:
+        """Say that it is open before anything else is said."""
+        near.write(reply(Reply.SUCCEEDED))
+        super().join(near, far)
 
     def _refuse(self, reason: str, flag: Flag) -> None:
         code = Reply.NOT_ALLOWED if flag is Flag.DENY else Reply.HOST_UNREACHABLE

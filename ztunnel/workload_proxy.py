@@ -25,7 +25,7 @@ from ambient.model.identity import SpiffeId
 from ambient.model.policy import Policy, decide
 from ambient.model.pool_plan import PoolKey
 from ambient.model.record import Flag
-from ambient.model.route import INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT
+from ambient.model.route import INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT, SOCKS_PORT
 from ambient.model.workload import HBONE_PORT
 from ztunnel.connection import DRAINED, POLICY_CHANGED
 from ztunnel.context import Context
@@ -33,7 +33,7 @@ from ztunnel.inbound import MAX_HANDSHAKES, InboundHandshake, InboundTunnel
 from ztunnel.name_server import DOORS, NAMES_PORT, NameServer
 from ztunnel.outbound import OutboundConnection
 from ztunnel.passthrough import PassthroughConnection
-from ztunnel.socks5 import SOCKS_PORT, SocksDoor
+from ztunnel.socks5 import SocksDoor
 
 # The rules are gone, but a handshake with a listener may be half done: closing now would reset it. It takes
 # one round trip; measured: emptying the queue after 20 to 50 ms loses nothing.

@@ -23,10 +23,11 @@ import os
 import select
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import ztunnel.__main__ as program
+from ambient.engine.frugal import release_unused
 from ambient.engine.privileges import NODE_DAEMON, keep_only
 
 ZYGOTE_FD = "AMBIENT_ZYGOTE_FD"
@@ -181,14 +182,15 @@ def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
     return list(fds)
 
 
-def main() -> int:
-    """Be the zygote; in its children, a ztunnel."""
+def main(become: Callable[[], int] = program.main) -> int:
+    """Be the zygote; in its children, a ztunnel, or whatever *become* is."""
     sock = socket.socket(fileno=int(os.environ[ZYGOTE_FD]))
     sock.set_inheritable(False)
     # What start-up made stays shared: a collection in a child would copy every page of it.
     gc.collect()
+    release_unused()
     gc.freeze()
-    return program.main() if serve(sock) else 0
+    return become() if serve(sock) else 0
 
 
 if __name__ == "__main__":

@@ -226,8 +226,11 @@ class Cluster:
 
     def touched(self, uids: Iterable[str]) -> None:
         """These pods changed, and nothing else."""
-        self._touched.update(uids)
-        self._dirty = self._replan = True
+        named = set(uids)
+        self._touched |= named
+        self._dirty = True
+        # Which pods there are to be does not follow from labels: only the end of one makes room for another.
+        self._replan |= self._everything or any(pod.ending for pod in self._among(named))
         self.reconcile()
 
     async def run(self) -> None:
@@ -281,7 +284,10 @@ class Cluster:
         """The pods that may have to move."""
         if self._everything:
             return tuple(self._pods.values())
-        return tuple(self._pods[uid] for uid in self._touched | self._awaiting if uid in self._pods)
+        return self._among(self._touched | self._awaiting)
+
+    def _among(self, uids: Iterable[str]) -> tuple[Pod, ...]:
+        return tuple(self._pods[uid] for uid in uids if uid in self._pods)
 
     # The owner of the links ---------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ the daemon was told last and what is true now, so a slow daemon costs no memory 
 from __future__ import annotations
 
 import logging
+import math
 import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -40,6 +41,10 @@ ACK_SECONDS = 10.0
 # Updates that a daemon has not acked yet; what is new meanwhile goes out together: who is busy is not told of
 # every pod of a thousand one by one. The second one keeps the line busy. Picked.
 MAX_UNACKED = 2
+# Between two updates of a link. The first goes out at once; of a stream of them, such as pods that are
+# enrolled at a steady rate, a daemon takes twenty a second, however many there are: each costs it a look at
+# everything that it carries. By them peers learn where they may speak HBONE; captures wait for none. Picked.
+UPDATE_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +108,7 @@ class Link:
         # Nonce -> the version that the daemon had before: one update may carry many versions.
         self._unacked: dict[int, int] = {}
         self._acks = Bell()
+        self._quiet_until = -math.inf
 
     def has_applied(self, version: int) -> bool:
         """Whether the daemon has applied the registry *version*, or one after it."""
@@ -177,7 +183,8 @@ class Link:
             ring = self._wake.next()
             if data := self._pending():
                 await self._stream.send_all(data)
-            else:
+                continue
+            with trio.move_on_at(self._due()):
                 await ring.wait()
 
     async def _watch_acks(self) -> None:
@@ -201,9 +208,9 @@ class Link:
 
     def _update(self) -> bytes:
         now = self._owner.registry()
-        known = self._told is not None and self._told.version == now.version
-        if known or len(self._unacked) >= MAX_UNACKED:
+        if self._knows(now) or len(self._unacked) >= MAX_UNACKED or trio.current_time() < self._quiet_until:
             return b""
+        self._quiet_until = trio.current_time() + UPDATE_SECONDS
         change = change_between(self._told, now)
         since = -1 if self._told is None else self._told.version
         self._told = now
@@ -214,6 +221,15 @@ class Link:
         self._unacked[nonce] = since
         self._acks.ring()
         return data
+
+    def _knows(self, registry: Registry) -> bool:
+        return self._told is not None and self._told.version == registry.version
+
+    def _due(self) -> float:
+        """When to look though nobody rings: what is held back is due then, be it that the time has come."""
+        waits_for_acks = len(self._unacked) >= MAX_UNACKED
+        nothing = not self.greeted or waits_for_acks or self._knows(self._owner.registry())
+        return math.inf if nothing else self._quiet_until
 
     def _pods(self) -> bytes:
         if self.peer.role != "agent":

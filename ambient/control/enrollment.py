@@ -194,7 +194,7 @@ class Enroller:
 
     def _result(self, request: Request, plan: Plan, progress: _Progress) -> dict[str, Any]:
         pods = [self._pod_result(key, request.mode, progress) for key in progress.modes]
-        skipped = [pod for pod in self._cluster.pods() if pod.uid in plan.skipped]
+        skipped = [pod for pod in self._cluster.pods() if pod.uid in plan.skipped] if plan.skipped else []
         pods += [_line(pod, enrolled=False, reason=plan.skipped[pod.uid]) for pod in skipped]
         return {
             "mode": request.mode.value,

@@ -17,6 +17,7 @@ from ambient.control.resources_plan import Addresses, services_of, workloads_of
 from ambient.control.store_plan import Store
 from ambient.control.waypoints_plan import Waypoint, is_waypoint, waypoint_of
 from ambient.model.authorization import Security, convert
+from ambient.model.policy import Policy
 from ambient.model.service import Service
 from ambient.model.workload import Workload
 
@@ -37,8 +38,10 @@ class RegistryBuilder:
         self._waypoints: dict[tuple[str, str], Waypoint] = {}
         self._security: Security = convert(())
         self._services: dict[str, Service] = {}
+        self._policies: dict[str, Policy] = {}
         self._made: dict[str, tuple[tuple[Any, ...], Workload]] = {}
-        self._whole = False
+        # The registry that was made last, and of the objects as they are.
+        self._published: Registry | None = None
 
     def build(
         self,
@@ -55,15 +58,19 @@ class RegistryBuilder:
             touched: The only ones that can have changed, come or gone since the last call; None: any.
         """
         self._look_at(store, frozenset(programmed))
-        workloads = self._workloads(store, pods, touched)
-        policies = {policy.key: policy for policy in self._security.policies}
+        if before is not self._published:
+            touched = None  # Anything may be different.
+        workloads = self._workloads(store, pods, touched, before.workloads)
+        if workloads is before.workloads and before is self._published:
+            return before
         made = Registry(
             version=before.version + 1,
-            workloads=_keep(before.workloads, workloads),
+            workloads=workloads,
             services=_keep(before.services, self._services),
-            policies=_keep(before.policies, policies),
+            policies=_keep(before.policies, self._policies),
         )
-        return before if made.same_as(before) else made
+        self._published = before if made.same_as(before) else made
+        return self._published
 
     def waypoints(
         self, store: Store, programmed: Iterable[tuple[str, str]]
@@ -88,17 +95,22 @@ class RegistryBuilder:
         made = [waypoint_of(each, (each.namespace, each.name) in programmed) for each in gateways]
         self._waypoints = {(each.namespace, each.name): each for each in made}
         self._services = services_of(store, self._waypoints, self._addresses)
+        self._policies = {policy.key: policy for policy in self._security.policies}
         self._made.clear()
-        self._whole = False
+        self._published = None
 
     def _workloads(
-        self, store: Store, pods: Mapping[str, Pod], touched: Iterable[str] | None
-    ) -> dict[str, Workload]:
-        if touched is None or not self._whole:
-            touched = {*pods, *self._made}
+        self,
+        store: Store,
+        pods: Mapping[str, Pod],
+        touched: Iterable[str] | None,
+        before: Mapping[str, Workload],
+    ) -> Mapping[str, Workload]:
+        """All of them; *before* itself if none is different."""
+        looked_at = {*pods, *self._made} if touched is None else set(touched)
         again: list[Pod] = []
         facts: dict[str, tuple[Any, ...]] = {}
-        for uid in sorted(touched):
+        for uid in sorted(looked_at):
             pod = pods.get(uid)
             if pod is None or not pod.addresses:
                 self._made.pop(uid, None)
@@ -108,13 +120,28 @@ class RegistryBuilder:
                 again.append(pod)
         for uid, workload in workloads_of(store, again, self._waypoints, self._security).items():
             self._made[uid] = (facts[uid], workload)
-        self._whole = True
-        return {uid: workload for uid, (_, workload) in self._made.items()}
+        if touched is None:
+            return _keep(before, {uid: workload for uid, (_, workload) in self._made.items()})
+        return _with(before, {uid: self._made[uid][1] if uid in self._made else None for uid in looked_at})
 
 
 def _facts(pod: Pod) -> tuple[Any, ...]:
     """Everything of a pod that ``workloads_of`` reads and that can change while the pod lives."""
     return pod.status.ready, pod.ending, pod.mode, pod.capture.advertised, pod.addresses, pod.labels
+
+
+def _with(before: Mapping[str, Workload], changed: Mapping[str, Workload | None]) -> Mapping[str, Workload]:
+    """*before* with what has *changed* (None: gone); *before* itself if that says the same."""
+    different = {uid: now for uid, now in changed.items() if before.get(uid) != now}
+    if not different:
+        return before
+    after = {**before}
+    for uid, now in different.items():
+        if now is None:
+            del after[uid]
+        else:
+            after[uid] = now
+    return after
 
 
 def _keep(before: Mapping[str, Any], after: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -17,6 +17,7 @@ A channel closes itself, telling the receiver, when both directions have ended a
 
 from __future__ import annotations
 
+import _socket
 import os
 import socket
 import struct
@@ -47,6 +48,9 @@ PUMP_BLOCKED = -1
 
 # Stands for an empty queue: an idle connection has none of its own (one is 0.6 KiB). Never appended to.
 NOTHING: deque[Any] = deque()
+
+# ``socket.socket.close`` less two calls of its own, which count files that were made of it: we make none.
+_close = _socket.socket.close
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -112,6 +116,10 @@ class Channel(Protocol):
         """Undo ``pause``; delivery starts after the current callback."""
         ...
 
+    def ending(self) -> bool:
+        """Whether both directions have ended and all is sent: it is about to close itself."""
+        ...
+
     def close(self) -> None:
         """Send what was written and an end of file, read no more, then close."""
         ...
@@ -137,6 +145,27 @@ class NullReceiver:
 
     def channel_closed(self, exc: Exception | None) -> None:
         """Ignore it."""
+
+
+class PromptReceiver(NullReceiver):
+    """A receiver that hears of the end the moment it comes, also from within a call to its channel.
+
+    The others are called when what is running has returned, which costs about as much as the rest of an
+    ending. What a prompt one does then must be in order at any time, as closing its other channel is.
+    """
+
+    __slots__ = ()
+
+
+def tell_closed(reactor: Reactor, receiver: Receiver, exc: Exception | None) -> None:
+    """Call *receiver*'s ``channel_closed``; its exception is recorded, as there is nothing left to close."""
+    if not isinstance(receiver, PromptReceiver):
+        reactor.call_soon(partial(receiver.channel_closed, exc), _recorded)
+        return
+    try:
+        receiver.channel_closed(exc)
+    except Exception as failure:
+        reactor.record_failure(failure)
 
 
 class SocketChannel:
@@ -227,13 +256,22 @@ class SocketChannel:
         """False while more than ``WRITE_HIGH_BYTES`` wait for the kernel."""
         return not self.full
 
+    def ending(self) -> bool:
+        """Whether both directions have ended and all is sent."""
+        return self._eof_in and self._eof_out
+
     def start(self, receiver: Receiver) -> None:
         """Deliver to *receiver* from now on."""
-        self._receiver = receiver
         if self._sock is None:
             self._reactor.call_soon(partial(receiver.channel_closed, self._reason), _recorded)
         else:
-            self._update()
+            self._receiver = receiver
+            self._mask = 0 if self._paused or self._eof_in else IN
+            if self._out and not self._dirty:
+                self._mask |= OUT
+            if not self._registered:
+                self._registered = True
+                self._reactor.attach(self._fd, self._mask, self)
 
     def detach(self) -> socket.socket:
         """Give the socket away; the channel is over without a word. Only before ``start``."""
@@ -359,12 +397,10 @@ class SocketChannel:
         """Let *pump* read from the socket in place of ``data_received``: the relay's fast path.
 
         It returns the number of bytes it read and sent on, 0 at the end of file, or ``PUMP_BLOCKED``,
-        which pauses the channel.
+        which pauses the channel. The kernel holds no more than ``NOT_SENT_BYTES`` for a peer that does not
+        read from now on, as it is the tunnel's window that is to hold it.
         """
         self._pump = pump
-
-    def bound_kernel(self) -> None:
-        """Let the kernel hold no more than ``NOT_SENT_BYTES`` for a peer that does not read."""
         if self._sock is not None:
             try:
                 self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOT_SENT_BYTES)
@@ -430,8 +466,11 @@ class SocketChannel:
         self._eof_in = True
         if not self._closing:
             (self._receiver or self._receiver_or_fail()).eof_received()
-        # The other direction often ends with this one: then there is nothing left to register for.
-        if self._sock is not None and not (self._eof_out and self._finish_if_done()):
+        if self._sock is None:
+            return
+        if self._eof_out:
+            self._finish(None)  # The other direction has ended: there is nothing left to register for.
+        else:
             self._update()
 
     def _hung_up(self) -> None:
@@ -466,7 +505,9 @@ class SocketChannel:
         backlog = self._backlog()
         if not backlog and self._eof_wanted and not self._eof_out:
             self._shut()
-            if self._finish_if_done():
+            if self._eof_in:
+                self._finish(None)
+            if self._sock is None:
                 return
         if self.full and backlog <= self._high // 4:
             self.full = False
@@ -499,7 +540,7 @@ class SocketChannel:
         return self._out_bytes
 
     def _shut(self) -> None:
-        self._eof_out = True
+        self._eof_out = True  # All was sent, and nothing will be.
         assert self._sock is not None
         if self._eof_in:
             return  # Both directions have ended: closing it says so too.
@@ -535,11 +576,6 @@ class SocketChannel:
             self._reactor.remove(self._fd)
             self._registered = False
 
-    def _finish_if_done(self) -> bool:
-        if self._eof_in and self._eof_out and not self._backlog():
-            self._finish(None)
-        return self._sock is None
-
     def _lingered(self) -> None:
         if self._backlog():
             self.crashed(TimeoutError("the peer does not read what is left"))
@@ -553,7 +589,7 @@ class SocketChannel:
         if self._registered:
             self._reactor.closing(self._fd)
             self._registered = False
-        sock.close()
+        _close(sock)
         self._out = NOTHING
         self._out_bytes = 0
         self._reason = exc
@@ -564,7 +600,7 @@ class SocketChannel:
             self._linger.cancel()
         receiver, self._receiver = self._receiver, None  # Or the two would keep each other alive.
         if receiver is not None:
-            self._reactor.call_soon(partial(receiver.channel_closed, exc), _recorded)
+            tell_closed(self._reactor, receiver, exc)
 
     def _receiver_or_fail(self) -> Receiver:
         if self._receiver is None:

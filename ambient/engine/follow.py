@@ -11,6 +11,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from itertools import count
 from types import TracebackType
 
@@ -45,6 +46,31 @@ OnPods = Callable[[tuple[xds.NodePod, ...]], None]
 OnFrame = Callable[[Frame], None]
 
 
+@dataclass(slots=True)
+class Heard:
+    """What control has said so far.
+
+    Attributes:
+        addresses: Updates that were about workloads or services.
+        authorizations: Updates that were about policies.
+        received: Bytes.
+        closed: Connections that control closed.
+        failed: Connections that ended otherwise.
+    """
+
+    addresses: int = 0
+    authorizations: int = 0
+    received: int = 0
+    closed: int = 0
+    failed: int = 0
+
+    def count(self, change: Change) -> None:
+        """One update; a single one may be about both."""
+        addresses = change.workloads, change.services, change.removed_workloads, change.removed_services
+        self.addresses += any(addresses)
+        self.authorizations += any((change.policies, change.removed_policies))
+
+
 class Follow:
     """Keeps a ``Mesh`` equal to what control says::
 
@@ -62,6 +88,7 @@ class Follow:
             long it returns as steps, between which traffic has its turn; the ack follows the last one.
         on_pods: The agent's: called with the full list of its node's pods, then acked likewise.
         on_frame: kind -> callback for frames of the daemons' own.
+        heard: Counts, for metrics.
     """
 
     def __init__(
@@ -72,6 +99,7 @@ class Follow:
         self.on_update: OnUpdate | None = None
         self.on_pods: OnPods | None = None
         self.on_frame: dict[str, OnFrame] = {}
+        self.heard = Heard()
         self._end = xds.DaemonEnd()
         sock.setblocking(False)
         self._sock = trio.socket.from_stdlib_socket(sock)
@@ -155,10 +183,13 @@ class Follow:
                 size = self._slice_bytes if self._synchronised.is_set() else READ_BYTES
                 data = await self._sock.recv(size)
             except OSError as exc:
+                self.heard.failed += 1
                 raise Unavailable(f"control is gone: {exc.strerror or exc}") from exc
+            self.heard.received += len(data)
             for event in self._end.receive_data(data):
                 await self._obey(event)
             if not data:
+                self.heard.closed += 1
                 raise Unavailable("control closed the connection")
             # A large update comes in many reads: let the daemon's other tasks, and traffic, run between them.
             if len(data) == self._slice_bytes:
@@ -210,6 +241,7 @@ class Follow:
     async def _obey(self, event: xds.DaemonEvent) -> None:
         match event:
             case xds.Updated(nonce, change):
+                self.heard.count(change)
                 with _Acknowledged(self, nonce):
                     await self._apply(change)
                 if change.snapshot:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+import sys
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -18,6 +19,8 @@ OnConnection: TypeAlias = Callable[[socket.socket], None]
 
 # Connections per wake-up: one busy listener must not starve the relays. Picked, not measured.
 ACCEPTS_PER_EVENT = 64
+# linux/tcp.h: tcpi_unacked is the length of the queue where the socket listens, and ends there.
+UNACKED_AT, TCP_INFO_BYTES = 24, 28
 # When descriptors or memory run out the queue waits, twice as long each time (reference/threats.md 4).
 FIRST_BACKOFF = 0.05
 LAST_BACKOFF = 1.0
@@ -86,9 +89,17 @@ class Listener:
             self._timer.cancel()
 
     def _on_event(self, events: int) -> None:
-        for _ in range(ACCEPTS_PER_EVENT):
+        for _ in range(min(self._knocking(), ACCEPTS_PER_EVENT)):
             if not self._open or not self._accept():
                 return
+
+    def _knocking(self) -> int:
+        """How many wait: asking costs a fraction of one more that is refused."""
+        try:
+            info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES)
+            return int.from_bytes(info[UNACKED_AT:], sys.byteorder) or ACCEPTS_PER_EVENT
+        except OSError:
+            return ACCEPTS_PER_EVENT  # Not TCP.
 
     def _accept(self) -> bool:
         headroom = self._reactor.headroom

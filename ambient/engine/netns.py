@@ -12,7 +12,6 @@ from __future__ import annotations
 import ctypes
 import os
 import socket
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import IPv6Address, ip_address
@@ -170,9 +169,9 @@ def original_destination(sock: socket.socket) -> tuple[str, int]:
     try:
         if ":" in local[0]:
             raw = sock.getsockopt(socket.IPPROTO_IPV6, IP6T_SO_ORIGINAL_DST, 28)
-            return IPv6Address(raw[8:24]).compressed, struct.unpack_from("!H", raw, 2)[0]
+            return IPv6Address(raw[8:24]).compressed, raw[2] << 8 | raw[3]
         raw = sock.getsockopt(socket.IPPROTO_IP, SO_ORIGINAL_DST, 16)
-        return socket.inet_ntop(socket.AF_INET, raw[4:8]), struct.unpack_from("!H", raw, 2)[0]
+        return intern(socket.inet_ntop(socket.AF_INET, raw[4:8])), raw[2] << 8 | raw[3]
     except OSError:
         return local
 

@@ -25,7 +25,6 @@ from ambient.engine.tunnel import (
     OnOpened,
     TunnelConnection,
     TunnelLost,
-    TunnelStream,
 )
 from ambient.model.pool_plan import Assign, Close, Fail, Instruction, Open, PoolKey, PoolPlan
 from ambient.wire.hbone_budget import WindowBudget
@@ -183,7 +182,14 @@ class TunnelPool:
         if tunnel is None:
             self._refused(request, TunnelLost("the connection is gone", retryable=True))
             return
-        tunnel.open_stream(request.authority, request.headers, request.answered, deadline=request.deadline)
+        tunnel.open_stream(
+            request.authority,
+            request.headers,
+            request.on_opened,
+            deadline=request.deadline,
+            on_refused=request.refused,
+            on_finished=self._returns[connection],
+        )
 
     def _refused(self, request: _Request, answer: Exception) -> None:
         connection = request.connection
@@ -257,13 +263,9 @@ class _Request:
         self.connection = 0
         self.reused = False
 
-    def answered(self, answer: TunnelStream | Exception) -> None:
-        """The connection that it was assigned to has answered."""
-        if isinstance(answer, TunnelStream):
-            answer.on_finished = self.pool._returns[self.connection]
-            self.on_opened(answer)
-        else:
-            self.pool._refused(self, answer)
+    def refused(self, answer: Exception) -> None:
+        """The connection that it was assigned to has not given a stream."""
+        self.pool._refused(self, answer)
 
 
 def hbone_dialler(

@@ -23,6 +23,7 @@ from ambient.engine.channel import Data, SocketChannel
 from ambient.engine.reactor import HANG_UP, IN, OUT, Reactor
 from ambient.errors import AmbientError, ConfigError, RemoteProtocolError
 from ambient.model.identity import SpiffeId
+from ambient.own_code import own_code
 from ambient.pki.svid import CLIENT_USE, SERVER_USE, spiffe_id_of
 from ambient.wire.tls_records import HEADER_BYTES, RecordEnds
 
@@ -169,6 +170,7 @@ def verify_leaf(certificate_der: bytes, *, client: bool) -> None:
         raise TlsError("bad_certificate", str(exc)) from exc
 
 
+@own_code
 class TlsChannel(SocketChannel):
     """A ``Channel`` whose bytes are encrypted; exists only after a verified handshake.
 

@@ -28,8 +28,9 @@ from ambient.engine.tunnel_stream import (
 )
 from ambient.errors import AmbientError, RemoteProtocolError
 from ambient.wire import hbone_events as events
-from ambient.wire.hbone import HboneConnection, Role
+from ambient.wire.hbone import HboneConnection
 from ambient.wire.hbone_budget import WindowBudget
+from ambient.wire.hbone_client import HboneClient
 from ambient.wire.hbone_events import DataReceived, Stream
 from ambient.wire.hbone_frames import (
     FRAME_HEADER_BYTES,
@@ -38,6 +39,7 @@ from ambient.wire.hbone_frames import (
     pack_data_header,
 )
 from ambient.wire.hbone_headers import EncodedRequest
+from ambient.wire.hbone_server import HboneServer
 from ambient.wire.hbone_split import HboneError
 
 __all__ = [
@@ -69,8 +71,10 @@ class TunnelStatistics:
 
 
 OnOpened: TypeAlias = Callable[[TunnelStream | Exception], None]
-# A CONNECT that waits for its answer: authority, whom to tell, when the answer is late, and after how long.
-_Opening: TypeAlias = tuple[str, OnOpened, float, float]
+OnRefused: TypeAlias = Callable[[Exception], None]
+# A CONNECT that waits for its answer: authority, whom to tell, when the answer is late, after how long, and
+# whom to tell of anything but the stream.
+_Opening: TypeAlias = tuple[str, OnOpened, float, float, OnRefused]
 OnRequest: TypeAlias = Callable[[TunnelRequest], None]
 
 
@@ -88,15 +92,17 @@ class TunnelConnection:
         windows: Bounds what stalled readers make us hold; by default the reactor's, so the process's.
 
     Attributes:
+        dirty: It is to be flushed when the batch ends.
+        waiting: The streams that wait for room.
         peer_identity: From the peer's certificate; the identity of every stream.
         peer_address: (ip, port) of the TCP connection.
     """
 
     __slots__ = (
-        "_control_bytes", "_dirty", "_first", "_goodbye", "_handlers", "_heard", "_late", "_limits",
+        "_control_bytes", "_first", "_goodbye", "_handlers", "_heard", "_late", "_limits",
         "_on_available", "_on_closed", "_on_rejected", "_on_request", "_opening", "_ping", "_pinged",
-        "_pinged_at", "_reactor", "_streams_total", "_waiting", "channel", "closed", "frames",
-        "local_address", "peer_address", "peer_identity", "wire",
+        "_pinged_at", "_streams_total", "channel", "closed", "dirty", "frames",
+        "local_address", "peer_address", "peer_identity", "reactor", "waiting", "wire",
     )  # fmt: skip
 
     def __init__(
@@ -110,15 +116,19 @@ class TunnelConnection:
         on_rejected: Callable[[int, str], None] | None = None,
         windows: WindowBudget | None = None,
     ) -> None:
-        self._reactor = reactor
+        self.reactor = reactor
         self._limits = reactor.limits
         self.channel = channel
         self._on_request = on_request
         self._on_closed = on_closed
         self._on_available = on_available
         self._on_rejected = on_rejected
-        role = Role.SERVER if on_request else Role.CLIENT
-        self.wire = HboneConnection(role, windows=windows or reactor.windows)
+        windows = windows or reactor.windows
+        self.wire: HboneConnection
+        if on_request is None:
+            self.wire = HboneClient(windows=windows, stream_type=TunnelStream)
+        else:
+            self.wire = HboneServer(windows=windows, stream_type=TunnelRequest)
         self.peer_identity = channel.peer_identity
         self.peer_address = channel.peer_address
         self.local_address = channel.local_address
@@ -127,8 +137,8 @@ class TunnelConnection:
         self._opening: dict[Stream, _Opening] = {}
         # One timer for all answers that are awaited: nearly all come long before it.
         self._late: Timer | None = None
-        self._waiting: dict[TunnelStream, None] = {}
-        self._dirty = False
+        self.waiting: dict[TunnelStream, None] = {}
+        self.dirty = False
         self._control_bytes = 0
         self._streams_total = 0
         self._heard = reactor.now()
@@ -154,7 +164,7 @@ class TunnelConnection:
         self.push()
 
     def __repr__(self) -> str:
-        role = self.wire.role.name.lower()
+        role = "server" if isinstance(self.wire, HboneServer) else "client"
         return f"<TunnelConnection {role} to {self.peer_identity}, {len(self.wire.streams)} streams>"
 
     # For its owner -----------------------------------------------------------------------------
@@ -166,30 +176,38 @@ class TunnelConnection:
         on_opened: OnOpened,
         *,
         deadline: float | None = None,
+        on_refused: OnRefused | None = None,
+        on_finished: Callable[[], None] | None = None,
     ) -> None:
         """CONNECT to *authority* (``"10.244.1.3:80"``), which *headers* hold too if they are encoded.
 
         *on_opened* gets the stream at 200, else ``TunnelRefused``, ``TunnelLost``, ``TimeoutError`` or,
         for headers that cannot be sent, ``LocalProtocolError``; never before this method returns.
+        *on_refused* gets all but the stream, if it is given; *on_finished* is called once when a stream that
+        was given to *on_opened* has ended.
         """
         try:
-            if self.closed or not self.wire.can_open:
-                # A GOAWAY came before we had asked; a connection that just died has said no such thing.
-                unasked = not self.closed
-                raise TunnelLost("it takes no more streams", retryable=True, unprocessed=unasked)
             stream = self.wire.open(authority, headers)
         except AmbientError as exc:
-            self._reactor.call_soon(partial(on_opened, exc), _recorded)
+            self.reactor.call_soon(partial(on_refused or on_opened, self._unopened(exc)), _recorded)
             return
+        stream.on_finished = on_finished
         self._streams_total += 1
         if deadline is None:
             deadline = self._limits.connect_answer
         due = monotonic() + deadline
-        self._opening[stream] = authority, on_opened, due, deadline
+        self._opening[stream] = authority, on_opened, due, deadline, on_refused or on_opened
         if self._late is None or due < self._late.when:
             self._await_answers(due)
-        if not self._dirty:
+        if not self.dirty:
             self.touch()
+
+    def _unopened(self, exc: AmbientError) -> AmbientError:
+        """What to say of *exc*, which the wire said of a request."""
+        if not self.closed and self.wire.can_open:
+            return exc
+        # A GOAWAY came before we had asked; a connection that just died has said no such thing.
+        return TunnelLost("it takes no more streams", retryable=True, unprocessed=not self.closed)
 
     @property
     def usable(self) -> bool:
@@ -205,13 +223,14 @@ class TunnelConnection:
         """Accept no more streams; those that live go on, and the last one closes the connection."""
         if self.closed or self.wire.closing:
             return
-        if self.wire.role is Role.CLIENT:
+        if self._on_request is None:
             self.wire.closing = True  # The server need not know: it opens no streams.
         else:
             self.wire.goaway()
-            self._goodbye = self._reactor.call_later(
-                self._limits.ping_timeout, self._no_goodbye, self.crashed
-            )
+            # Whoever lives has answered by then, or has been found dead by his silence: a starved peer has
+            # CONNECTs under way that it knows no better about.
+            patience = self._limits.ping_interval + self._limits.ping_timeout
+            self._goodbye = self.reactor.call_later(patience, self._no_goodbye, self.crashed)
             self.touch()
         self._close_if_drained()
 
@@ -232,19 +251,19 @@ class TunnelConnection:
 
     def touch(self) -> None:
         """The wire has something to say: send it when the batch ends."""
-        if not self._dirty and not self.closed:
-            self._dirty = True
-            self._reactor.mark_dirty(self)
+        if not self.dirty and not self.closed:
+            self.dirty = True
+            self.reactor.mark_dirty(self)
 
     def flush(self) -> None:
         """Send what the wire has to say; the reactor calls it."""
-        self._dirty = False
+        self.dirty = False
         if not self.closed:
             self.push()
 
     def wait_for_room(self, stream: TunnelStream) -> None:
         """Call *stream*'s ``room_made`` when the connection's window or socket has room again."""
-        self._waiting[stream] = None
+        self.waiting[stream] = None
 
     def send_data(self, stream: Stream, data: Data) -> int:
         """Frame and send as much of *data* as the windows allow; returns how much."""
@@ -266,7 +285,7 @@ class TunnelConnection:
 
     def stream_gone(self, stream: TunnelStream) -> None:
         """*stream* ended in both directions."""
-        self._waiting.pop(stream, None)
+        self.waiting.pop(stream, None)
         if self.wire.closing:
             self._close_if_drained()
 
@@ -277,15 +296,18 @@ class TunnelConnection:
         self._heard = now = monotonic()
         wire, position, last = self.wire, 0, None
         while (stream := wire.take_message(data, position)) is not None:
-            owner, start, position = stream.owner, position + FRAME_HEADER_BYTES, wire.message_end
-            if owner is not None:
+            start, position = position + FRAME_HEADER_BYTES, wire.message_end
+            if stream.live:
                 try:
-                    owner.take_message(data[start:position])
+                    if start < position:
+                        stream.take_message(data[start:position])
+                    else:
+                        stream.take_eof()
                 except Exception as exc:
-                    self._stream_crashed(owner, exc)
+                    self._stream_crashed(stream, exc)
             if position == len(data):
                 return
-            if stream is last:
+            if stream is last and start < position:
                 break  # Two in a row: what follows may be gathered.
             last = stream
         if position:
@@ -304,15 +326,17 @@ class TunnelConnection:
         for event in happened:
             if self.closed:
                 return
-            if type(event) is DataReceived and (owner := event.stream.owner) is not None:
-                try:
-                    owner.take(event.parts, event.total)
-                except Exception as exc:
-                    self._stream_crashed(owner, exc)
+            if type(event) is DataReceived:
+                stream = event.stream
+                if stream.live:
+                    try:
+                        stream.take(event.parts, event.total)
+                    except Exception as exc:
+                        self._stream_crashed(stream, exc)
             elif (react := handlers.get(type(event))) is not None:
                 react(event)
         if not self.closed:
-            if self.wire.has_output:
+            if self.wire.output:
                 self.push()
             if self.wire.closing:
                 self._close_if_drained()
@@ -336,23 +360,23 @@ class TunnelConnection:
     # Events ------------------------------------------------------------------------------------
 
     def _on_ended(self, event: events.StreamEnded) -> None:
-        owner: TunnelStream | None = event.stream.owner
-        if owner is not None:
+        stream: TunnelStream = event.stream
+        if stream.live:
             try:
-                owner.take_eof()
+                stream.take_eof()
             except Exception as exc:
-                self._stream_crashed(owner, exc)
+                self._stream_crashed(stream, exc)
 
     def _on_window(self, event: events.WindowOpened) -> None:
         if event.stream is None:
             self._wake()
-        elif event.stream.owner is not None:
-            self._make_room(event.stream.owner)
+        elif event.stream.live:
+            self._make_room(event.stream)
 
     def _on_settings(self, event: events.SettingsReceived) -> None:
         self._wake()
         if self._on_available is not None:
-            self._reactor.call_soon(self._on_available, self.crashed)
+            self.reactor.call_soon(self._on_available, self.crashed)
 
     def _on_reset(self, event: events.StreamReset) -> None:
         opening = self._opening.pop(event.stream, None)
@@ -360,31 +384,30 @@ class TunnelConnection:
             unprocessed = event.unprocessed
             self._answer(opening, TunnelLost(_why(event), retryable=unprocessed, unprocessed=unprocessed))
             self._close_if_drained()
-        elif event.stream.owner is not None:
-            owner: TunnelStream = event.stream.owner
-            if event.code == ErrorCode.NO_ERROR and owner.stopped():
+        elif event.stream.live:
+            stream: TunnelStream = event.stream
+            if event.code == ErrorCode.NO_ERROR and stream.stopped():
                 return
-            owner.lost(ConnectionResetError(_why(event)))
+            stream.lost(ConnectionResetError(_why(event)))
 
     def _on_request_received(self, event: events.RequestReceived) -> None:
         if self._first is not None:
             self._first.cancel()
             self._first = None
         self._streams_total += 1
-        stream = TunnelStream(self._reactor, self, event.stream, event.authority, event.headers)
-        request = TunnelRequest(self, stream, event.authority, event.headers)
-        stream.request = request
+        request: TunnelRequest = event.stream
+        request.begin(self, event.authority, event.headers)
         assert self._on_request is not None
         try:
             self._on_request(request)
         except Exception as exc:
-            self._reactor.record_failure(exc)
+            self.reactor.record_failure(exc)
             request.refuse(503, "internal error")
 
     def _on_request_rejected(self, event: events.RequestRejected) -> None:
         if event.stream is not None and event.stream.rejection is not None:
             late = partial(self._answer_rejected, event.stream)
-            self._reactor.call_later(REJECT_PATIENCE, late, self.crashed)
+            self.reactor.call_later(REJECT_PATIENCE, late, self.crashed)
         if self._on_rejected is not None:
             self._on_rejected(event.status, event.reason)
 
@@ -401,12 +424,13 @@ class TunnelConnection:
             self._answer(opening, TunnelRefused(event.status, event.headers))
             self._after_refusal()
             return
-        stream = TunnelStream(self._reactor, self, event.stream, opening[0], event.headers)
+        stream: TunnelStream = event.stream
+        stream.begin(self, opening[0], event.headers)
         self._answer(opening, stream)
 
     def _on_goaway(self, event: events.GoawayReceived) -> None:
         if self._on_available is not None:
-            self._reactor.call_soon(self._on_available, self.crashed)
+            self.reactor.call_soon(self._on_available, self.crashed)
         self._close_if_drained()
 
     def _on_pong(self, event: events.PingAcknowledged) -> None:
@@ -417,25 +441,28 @@ class TunnelConnection:
     def _answer(self, opening: _Opening, answer: TunnelStream | Exception) -> None:
         """Tell whoever asked; its exception costs its stream only."""
         try:
-            opening[1](answer)
+            if isinstance(answer, TunnelStream):
+                opening[1](answer)
+            else:
+                opening[4](answer)
         except Exception as exc:
-            self._reactor.record_failure(exc)
+            self.reactor.record_failure(exc)
             if isinstance(answer, TunnelStream):
                 answer.crashed(exc)
 
     def _after_refusal(self) -> None:
         if self._on_available is not None:
-            self._reactor.call_soon(self._on_available, self.crashed)
+            self.reactor.call_soon(self._on_available, self.crashed)
         self._close_if_drained()
 
     def _await_answers(self, due: float) -> None:
         if self._late is not None:
             self._late.cancel()
-        self._late = self._reactor.call_later(due - self._reactor.now(), self._unanswered, self.crashed)
+        self._late = self.reactor.call_later(due - self.reactor.now(), self._unanswered, self.crashed)
 
     def _unanswered(self) -> None:
         self._late = None
-        now = self._reactor.now()
+        now = self.reactor.now()
         for stream, opening in list(self._opening.items()):
             if opening[2] <= now and self._opening.pop(stream, None) is not None:
                 self.wire.reset(stream, ErrorCode.CANCEL)
@@ -446,11 +473,11 @@ class TunnelConnection:
             self._await_answers(min(opening[2] for opening in self._opening.values()))
 
     def _stream_crashed(self, stream: TunnelStream, exc: Exception) -> None:
-        self._reactor.record_failure(exc)
+        self.reactor.record_failure(exc)
         stream.crashed(exc)
 
     def _wake(self) -> None:
-        waiting, self._waiting = self._waiting, {}
+        waiting, self.waiting = self.waiting, {}
         for stream in waiting:
             self._make_room(stream)
 
@@ -472,7 +499,7 @@ class TunnelConnection:
                 self._end(RemoteProtocolError("the peer provokes answers and does not read them"))
 
     def _check_alive(self) -> None:
-        now, limits = self._reactor.now(), self._limits
+        now, limits = self.reactor.now(), self._limits
         silent = now - self._heard
         # Nothing since the PING: how long ago its answer came says nothing, this timer may be late.
         if self._pinged and self._heard < self._pinged_at:
@@ -484,7 +511,7 @@ class TunnelConnection:
             self.wire.ping(PING_BYTES)
             self.touch()
         wait = limits.ping_timeout if self._pinged else limits.ping_interval - silent
-        self._ping = self._reactor.call_later(wait, self._check_alive, self.crashed)
+        self._ping = self.reactor.call_later(wait, self._check_alive, self.crashed)
 
     def _no_request(self) -> None:
         self._end(RemoteProtocolError(f"no CONNECT within {self._limits.first_connect:g} s"))
@@ -497,7 +524,7 @@ class TunnelConnection:
 
     def _close_if_drained(self) -> None:
         if self.wire.drained and not self._opening and not self.closed:
-            self._reactor.call_soon(self._drained, self.crashed)
+            self.reactor.call_soon(self._drained, self.crashed)
 
     def _drained(self) -> None:
         if self.wire.drained and not self._opening:
@@ -507,7 +534,7 @@ class TunnelConnection:
     def _end(self, exc: Exception | None) -> None:
         if self.closed:
             return
-        self.closed = True
+        self.closed = self.wire.closing = True
         for timer in (self._ping, self._first, self._goodbye, self._late):
             if timer is not None:
                 timer.cancel()
@@ -516,14 +543,14 @@ class TunnelConnection:
         for each in opening.values():
             self._answer(each, _lost(lost))
         for stream in list(self.wire.streams.values()):
-            if stream.owner is not None:
-                stream.owner.lost(lost)
+            if isinstance(stream, TunnelStream) and stream.live:
+                stream.lost(lost)
         self.wire.release()
-        self._waiting.clear()
+        self.waiting.clear()
         self._handlers.clear()
         self.channel.close()
         if self._on_closed is not None:
-            self._reactor.call_soon(partial(self._on_closed, exc), _recorded)
+            self.reactor.call_soon(partial(self._on_closed, exc), _recorded)
         # Or it and its owner would keep each other alive.
         self._on_request = self._on_rejected = self._on_closed = self._on_available = None
 

@@ -1,6 +1,6 @@
 """One stream of an HBONE connection as a channel, and the request it begins with.
 
-Floor 2. The fast path to a plain socket (``pump`` and ``set_sink``) is why this file counts its copies:
+Floor 2. The fast path to a plain socket (``splice``) is why this file counts its copies:
 a byte from the socket is read into the frame buffer and encrypted from there; a byte from the tunnel is
 decrypted into the shared buffer and sent from there.
 """
@@ -13,9 +13,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
-from ambient.engine.channel import NOTHING, PUMP_BLOCKED, Data, Receiver, SocketChannel
-from ambient.engine.reactor import READ_BYTES, SLOT_BYTES, SLOTS, Reactor
+from ambient.engine.channel import NOTHING, PUMP_BLOCKED, Data, Receiver, SocketChannel, tell_closed
+from ambient.engine.reactor import READ_BYTES, SLOT_BYTES, SLOTS
 from ambient.errors import AmbientError
+from ambient.own_code import own_code
 from ambient.wire.hbone_events import Stream
 from ambient.wire.hbone_frames import FRAME_HEADER, FRAME_HEADER_BYTES, ErrorCode
 
@@ -54,11 +55,14 @@ class TunnelLost(AmbientError):
         self.unprocessed = unprocessed
 
 
-class TunnelStream:
+class TunnelStream(Stream):
     """One CONNECT: a ``Channel`` once it is open (client) or accepted (server).
+
+    It is the wire's own record of the stream too: of what there are thousands there is one object.
 
     Attributes:
         connection: The tunnel that carries it.
+        live: It was announced, and has not ended.
         authority: Its ``:authority``.
         headers: What the peer sent with the answer (client) or the request (server), pseudo-headers
             left out.
@@ -66,27 +70,18 @@ class TunnelStream:
     """
 
     __slots__ = (
-        "_bulk", "_closing", "_eof_delivered", "_eof_held", "_eof_wanted", "_finished", "_held", "_out",
-        "_out_bytes", "_owed", "_paused", "_reactor", "_reason", "_receiver", "_sink", "_stream",
-        "_wants_room", "authority", "bytes_in", "bytes_out", "connection", "headers", "on_finished",
-        "request",
+        "_bulk", "_closing", "_eof_delivered", "_eof_held", "_eof_wanted", "_held", "_out", "_out_bytes",
+        "_owed", "_paused", "_reason", "_receiver", "_sink", "_wants_room", "authority", "bytes_in",
+        "bytes_out", "connection", "headers", "live", "on_finished",
     )  # fmt: skip
 
-    def __init__(
-        self,
-        reactor: Reactor,
-        connection: TunnelConnection,
-        stream: Stream,
-        authority: str,
-        headers: Headers,
-    ) -> None:
-        self._reactor = reactor
-        self.connection = connection
-        self._stream = stream
-        stream.owner = self
-        self.authority = authority
-        self.headers = headers
-        self.request: TunnelRequest | None = None
+    connection: TunnelConnection
+
+    def __init__(self, stream_id: int, send_window: int, window: int) -> None:
+        super().__init__(stream_id, send_window, window)
+        self.live = False
+        self.authority = ""
+        self.headers: Headers = ()
         self.on_finished: Callable[[], None] | None = None
         self._receiver: Receiver | None = None
         self._sink: SocketChannel | None = None
@@ -101,13 +96,19 @@ class TunnelStream:
         self._wants_room = False
         self._closing = False
         self._bulk = False
-        self._finished = False
         self._reason: Exception | None = None
         self.bytes_in = 0
         self.bytes_out = 0
 
     def __repr__(self) -> str:
-        return f"<TunnelStream {self.authority}, {self.bytes_in} in, {self.bytes_out} out>"
+        return f"<{type(self).__name__} {self.authority}, {self.bytes_in} in, {self.bytes_out} out>"
+
+    def begin(self, connection: TunnelConnection, authority: str, headers: Headers) -> None:
+        """It is announced: from now on its owner hears of all that becomes of it."""
+        self.connection = connection
+        self.authority = authority
+        self.headers = headers
+        self.live = True
 
     # Channel -----------------------------------------------------------------------------------
 
@@ -124,7 +125,7 @@ class TunnelStream:
     @property
     def writable(self) -> bool:
         """False while the peer's window, or the connection, has no room."""
-        if self._finished:
+        if not self.live:
             return True  # What is written is dropped.
         if not self._out and self.connection.channel.writable and self._sendable() > 0:
             return True
@@ -132,22 +133,27 @@ class TunnelStream:
         self.connection.wait_for_room(self)
         return False
 
+    def ending(self) -> bool:
+        """Whether both directions have ended and all is sent."""
+        return self._eof_delivered and self._eof_wanted and not self._out
+
     def start(self, receiver: Receiver) -> None:
         """Deliver to *receiver* from now on."""
+        if not self.live:
+            self.connection.reactor.call_soon(partial(receiver.channel_closed, self._reason), _recorded)
+            return
         self._receiver = receiver
-        if self._finished:
-            self._reactor.call_soon(partial(receiver.channel_closed, self._reason), _recorded)
-        elif self._held or self._eof_held:
-            self._reactor.call_soon(self._deliver_held, self.crashed)
+        if self._held or self._eof_held:
+            self.connection.reactor.call_soon(self._deliver_held, self.crashed)
 
     def write(self, data: Data) -> None:
         """Send all of *data*, now or as the peer's window allows."""
         size = len(data)
-        if self._finished or self._eof_wanted or not size:
+        if not self.live or self._eof_wanted or not size:
             return
         self.bytes_out += size
-        sent = 0 if self._out else self.connection.send_data(self._stream, data)
-        if sent < size and not self._finished:
+        sent = 0 if self._out else self.connection.send_data(self, data)
+        if sent < size and self.live:
             if self._out is NOTHING:
                 self._out = deque()
             self._out.append(bytes(data[sent:]))
@@ -156,9 +162,17 @@ class TunnelStream:
 
     def write_eof(self) -> None:
         """Send END_STREAM after what was written."""
-        if not self._eof_wanted and not self._finished:
-            self._eof_wanted = True
-            self._end_if_flushed()
+        if self._eof_wanted or not self.live:
+            return
+        self._eof_wanted = True
+        if self._out:
+            return
+        connection = self.connection
+        connection.wire.end(self)
+        if not connection.dirty:
+            connection.touch()
+        if self._eof_delivered:
+            self._finish(None)
 
     def pause(self) -> None:
         """Deliver nothing until ``resume``; the peer may fill its window, no more."""
@@ -170,13 +184,13 @@ class TunnelStream:
             return
         self._paused = False
         if self._held or self._eof_held:
-            self._reactor.call_soon(self._deliver_held, self.crashed)
+            self.connection.reactor.call_soon(self._deliver_held, self.crashed)
         else:
             self._give_back()
 
     def close(self) -> None:
         """Flush and end our direction; what still comes is dropped."""
-        if self._finished or self._closing:
+        if not self.live or self._closing:
             return
         self._closing = True
         self._paused = False
@@ -193,9 +207,10 @@ class TunnelStream:
         """``abort`` with a reason for ``channel_closed``; the reactor calls it too."""
         self._end_wire(ErrorCode.INTERNAL_ERROR, exc)
 
-    def set_sink(self, sink: SocketChannel) -> None:
-        """Give what comes straight to *sink*, in place of ``data_received``: the relay's fast path."""
-        self._sink = sink
+    def splice(self, sock: SocketChannel) -> None:
+        """Let the bytes of both directions skip their receivers: the relay's fast path."""
+        self._sink = sock
+        sock.set_pump(self.pump)
 
     # From the connection -------------------------------------------------------------------------
 
@@ -206,10 +221,9 @@ class TunnelStream:
             # The usual way: ``_deliver`` and ``_give_back`` in one; credit only when it comes to something.
             self.bytes_in += total
             sink.write_parts(parts, total)
-            stream = self._stream
-            owed = stream.unreturned + self._owed + total
-            if owed * 2 < stream.window and not sink.full:
-                stream.unreturned = owed
+            owed = self.unreturned + self._owed + total
+            if owed * 2 < self.window and not sink.full:
+                self.unreturned = owed
                 self._owed = 0
                 return
             self._owed += total
@@ -236,10 +250,9 @@ class TunnelStream:
             return
         self.bytes_in += size
         sink.write_part(data, size)
-        stream = self._stream
-        owed = stream.unreturned + self._owed + size
-        if owed * 2 < stream.window and not sink.full:
-            stream.unreturned = owed
+        owed = self.unreturned + self._owed + size
+        if owed * 2 < self.window and not sink.full:
+            self.unreturned = owed
             self._owed = 0
             return
         self._owed += size
@@ -258,7 +271,7 @@ class TunnelStream:
         """The windows or the socket have room: send what waits, then ask for more."""
         while self._out:
             head = self._out[0]
-            sent = self.connection.send_data(self._stream, head)
+            sent = self.connection.send_data(self, head)
             self._out_bytes -= sent
             if sent < len(head):
                 self._out[0] = head[sent:]
@@ -291,11 +304,11 @@ class TunnelStream:
 
     def pump(self, sock: socket.socket) -> int:
         """Read from *sock* what the windows allow, straight into frames; see ``set_pump``."""
-        connection, stream = self.connection, self._stream
+        connection = self.connection
         wire = connection.wire
-        if self._finished or self._eof_wanted:
+        if not self.live or self._eof_wanted:
             return PUMP_BLOCKED
-        room = stream.send_window
+        room = self.send_window
         if wire.send_window < room:
             room = wire.send_window
         if self._out or room <= 0 or connection.channel.full:
@@ -314,7 +327,7 @@ class TunnelStream:
 
     def _pump_one(self, sock: socket.socket, limit: int) -> int:
         """One recv, one frame."""
-        reactor = self._reactor
+        reactor = self.connection.reactor
         size = sock.recv_into(reactor.frame_payload, limit)
         if size:
             connection = self.connection
@@ -322,11 +335,11 @@ class TunnelStream:
             if wire.output:
                 connection.push()
             frames = reactor.frame_buffer
-            FRAME_HEADER.pack_into(frames, 0, size >> 8, size & 0xFF, 0, 0, self._stream.stream_id)
+            FRAME_HEADER.pack_into(frames, 0, size >> 8, size & 0xFF, 0, 0, self.stream_id)
             channel = connection.channel
             write = channel.write_alone if reactor.alone else channel.write
             write(frames[: FRAME_HEADER_BYTES + size])
-            wire.sent(self._stream, size)
+            wire.sent(self, size)
             self.bytes_out += size
         return size
 
@@ -334,12 +347,12 @@ class TunnelStream:
         """One recvmsg, as many frames of one TLS record each as it filled."""
         connection = self.connection
         frames = connection.frames
-        size: int = sock.recvmsg_into(self._reactor.frame_slots)[0]
+        size: int = sock.recvmsg_into(self.connection.reactor.frame_slots)[0]
         if not size:
             return 0
         connection.push()
         full, rest = divmod(size, _SLOT_PAYLOAD_BYTES)
-        stream_id = self._stream.stream_id
+        stream_id = self.stream_id
         end = full * SLOT_BYTES
         for start in range(0, end, SLOT_BYTES):
             FRAME_HEADER.pack_into(
@@ -349,7 +362,7 @@ class TunnelStream:
             FRAME_HEADER.pack_into(frames, end, rest >> 8, rest & 0xFF, 0, 0, stream_id)
             end += FRAME_HEADER_BYTES + rest
         connection.channel.write(frames[:end])
-        connection.wire.sent(self._stream, size, full + bool(rest))
+        connection.wire.sent(self, size, full + bool(rest))
         self.bytes_out += size
         self._bulk = full > 0
         return size
@@ -357,7 +370,7 @@ class TunnelStream:
     # Inside --------------------------------------------------------------------------------------
 
     def _sendable(self) -> int:
-        return self.connection.wire.sendable(self._stream)
+        return self.connection.wire.sendable(self)
 
     def _deliver(self, parts: list[memoryview], total: int) -> None:
         self.bytes_in += total
@@ -375,7 +388,7 @@ class TunnelStream:
                     self._hold(part)
                     self.bytes_in -= len(part)
                     self._owed -= len(part)
-                elif not self._finished:
+                elif self.live:
                     self._receiver.data_received(part)
         if not self._paused:
             self._give_back()
@@ -386,32 +399,33 @@ class TunnelStream:
         self._held.append(bytes(part))
 
     def _deliver_held(self) -> None:
-        while self._held and not self._paused and not self._finished:
+        while self._held and not self._paused and self.live:
             piece = self._held.popleft()
             self._deliver([memoryview(piece)], len(piece))
         if self._eof_held and not self._held and not self._paused:
             self._deliver_eof()
 
     def _deliver_eof(self) -> None:
-        if self._finished or self._eof_delivered:
+        if not self.live or self._eof_delivered:
             return
         self._eof_delivered = True
         if self._receiver is not None and not self._closing:
             self._receiver.eof_received()
-        self._finish_if_done()
+        if self._eof_wanted:
+            self._finish_if_done()
 
     def _give_back(self) -> None:
-        if self._owed and not self._finished:
+        if self._owed and self.live:
             owed, self._owed = self._owed, 0
             wire = self.connection.wire
-            wire.credit(self._stream, owed)
+            wire.credit(self, owed)
             if wire.has_output:
                 self.connection.touch()
 
     def _end_if_flushed(self) -> None:
-        if self._out or self._finished:
+        if self._out or not self.live:
             return
-        self.connection.wire.end(self._stream)
+        self.connection.wire.end(self)
         self.connection.touch()
         if not self._closing:
             self._finish_if_done()
@@ -426,30 +440,30 @@ class TunnelStream:
             self._finish(None)
 
     def _end_wire(self, code: ErrorCode, exc: Exception | None) -> None:
-        if not self._finished:
-            self.connection.wire.reset(self._stream, code)
+        if self.live:
+            self.connection.wire.reset(self, code)
             self.connection.touch()
             self._finish(exc)
 
     def _finish(self, exc: Exception | None) -> None:
-        if self._finished:
+        if not self.live:
             return
-        self._finished = True
+        self.live = False
         self._reason = exc
-        self._stream.owner = None
         self._held = self._out = NOTHING
         self._sink = None
-        if self.request is not None:
-            self.request.cancelled()
-        self.connection.stream_gone(self)
+        connection = self.connection
+        if connection.waiting or connection.wire.closing:
+            connection.stream_gone(self)
         if self.on_finished is not None:
-            self._reactor.call_soon(self.on_finished, _recorded)
+            connection.reactor.call_soon(self.on_finished, _recorded)
         receiver, self._receiver = self._receiver, None  # Or the two would keep each other alive.
         if receiver is not None:
-            self._reactor.call_soon(partial(receiver.channel_closed, exc), _recorded)
+            tell_closed(connection.reactor, receiver, exc)
 
 
-class TunnelRequest:
+@own_code
+class TunnelRequest(TunnelStream):
     """A CONNECT that arrived; exactly one of ``accept`` and ``refuse`` must be called, any time later.
 
     Bytes the peer sends before the answer are held (at most the first window) and dropped on a refusal.
@@ -457,19 +471,13 @@ class TunnelRequest:
     Attributes:
         connection: Where it came from; ``connection.peer_identity`` is the source's identity.
         authority: ``:authority`` as sent, not yet parsed.
-        headers: The rest, in order.
         closed: The peer has given up, or it was answered; further answers are ignored.
     """
 
-    __slots__ = ("_on_cancelled", "_stream", "authority", "closed", "connection", "headers")
+    __slots__ = ("_on_cancelled", "closed")
 
-    def __init__(
-        self, connection: TunnelConnection, stream: TunnelStream, authority: str, headers: Headers
-    ) -> None:
-        self.connection = connection
-        self._stream = stream
-        self.authority = authority
-        self.headers = headers
+    def __init__(self, stream_id: int, send_window: int, window: int) -> None:
+        super().__init__(stream_id, send_window, window)
         self.closed = False
         self._on_cancelled: Callable[[], None] | None = None
 
@@ -479,34 +487,31 @@ class TunnelRequest:
         If the peer has given up meanwhile the stream is returned all the same, and ends at once.
         """
         if not self.closed:
-            self._answered()
-            self.connection.wire.accept(self._stream._stream, headers)
+            self.closed = True
+            self._on_cancelled = None  # Who is to be told holds this request.
+            self.connection.wire.accept(self, headers)
             self.connection.touch()
-        return self._stream
+        return self
 
     def refuse(self, status: int, text: str = "") -> None:
         """Answer *status* with *text* as a short body, and end the stream."""
         if not self.closed:
-            self._answered()
-            self.connection.wire.refuse(self._stream._stream, status, text)
+            self.closed = True
+            self._on_cancelled = None
+            self.connection.wire.refuse(self, status, text)
             self.connection.touch()
-            self._stream._finish(TunnelRefused(status))
+            self._finish(TunnelRefused(status))
 
     def on_cancelled(self, callback: Callable[[], None]) -> None:
         """Call *callback* if the peer resets the stream (or the connection ends) before the answer."""
         self._on_cancelled = callback
 
-    def cancelled(self) -> None:
-        """The stream ended; the connection calls it."""
+    def _finish(self, exc: Exception | None) -> None:
         callback, self._on_cancelled = self._on_cancelled, None
         if not self.closed and callback is not None:
-            self._stream._reactor.call_soon(callback, _recorded)
+            self.connection.reactor.call_soon(callback, _recorded)
         self.closed = True
-
-    def _answered(self) -> None:
-        self.closed = True
-        self._on_cancelled = None  # Or it and whoever asked would keep each other alive.
-        self._stream.request = None
+        super()._finish(exc)
 
 
 def _recorded(exc: Exception) -> None:

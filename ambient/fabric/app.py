@@ -7,7 +7,6 @@ cost of the proxies beside it. What it does comes from ``ambient.fabric.app_sett
 from __future__ import annotations
 
 import functools
-import gc
 import os
 import signal
 import socket
@@ -15,6 +14,7 @@ import sys
 
 import trio
 
+from ambient.engine import collector
 from ambient.engine.channel import SocketChannel
 from ambient.engine.host import run
 from ambient.engine.http_server import HttpServer
@@ -38,7 +38,7 @@ async def serve(reactor: Reactor, settings: AppSettings) -> None:
         service = Service(settings, reactor, caller)
         server = HttpServer(reactor, service.on_request)
         listeners = [_listen(reactor, settings.address, port, server) for port in settings.ports]
-        gc.freeze()
+        collector.settle()
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for _number in signals:
                 break

@@ -1,7 +1,7 @@
 """Deadlines and limits of HBONE that an operator may change; one value for a process.
 
 Floor 0. Seconds, but for the two counts. Figures: reference/threats.md 4 and Istio's ztunnel.
-``ztunnel.durations`` reads them from the environment.
+``ambient.model.durations`` reads them from the environment.
 """
 
 from __future__ import annotations

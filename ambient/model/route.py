@@ -30,9 +30,10 @@ from ambient.model.workload import HBONE_PORT, Protocol, Workload
 OUTBOUND_PORT = 15001
 INBOUND_PLAINTEXT_PORT = 15006
 DNS_PORT = 15053
+SOCKS_PORT = 15080
 
 # The proxy's own listeners in a pod: dialling one would be a call to ourselves.
-OWN_PORTS = frozenset({OUTBOUND_PORT, INBOUND_PLAINTEXT_PORT, HBONE_PORT, DNS_PORT})
+OWN_PORTS = frozenset({OUTBOUND_PORT, INBOUND_PLAINTEXT_PORT, HBONE_PORT, DNS_PORT, SOCKS_PORT})
 # Beside them admin, metrics and readiness: a pod that has them is a proxy, and no tunnel leads to those.
 RESERVED_PORTS = OWN_PORTS | {15000, 15020, 15021}
 

@@ -14,7 +14,8 @@ from ambient.engine.netns import netns_identity, open_netns
 from ambient.engine.rpc import FAILED, Call, RpcError, serve_admin
 from ambient.errors import Denied, Unavailable
 from ambient.redirect.backends import Backend
-from ambient.redirect.pod_keeper import PodKeeper, State
+from ambient.redirect.keeper_plan import State
+from ambient.redirect.pod_keeper import PodKeeper
 from ambient.redirect.zds_server import ZdsServer
 
 log = logging.getLogger("agent")

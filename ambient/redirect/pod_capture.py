@@ -24,12 +24,30 @@ def check(netns: int, ztunnels: frozenset[int]) -> None:
     Raises:
         ConfigError: with the reason for the operator.
     """
+    check_namespace(netns)
+    check_ports(netns, ztunnels)
+
+
+def check_namespace(netns: int) -> None:
+    """Refuse the node's own.
+
+    Raises:
+        ConfigError: it is.
+    """
     own = open_netns("/proc/self/ns/net")
     try:
         if netns_identity(own) == netns_identity(netns):
             raise ConfigError("it is in the node's own network namespace (hostNetwork): cannot be captured")
     finally:
         os.close(own)
+
+
+def check_ports(netns: int, ztunnels: frozenset[int]) -> None:
+    """Refuse a namespace where the proxy's ports are somebody else's.
+
+    Raises:
+        ConfigError: they are; it names who.
+    """
     for found in sockets.listeners(netns):
         if not sockets.held_by(found.inode, ztunnels):
             who = sockets.owner(found.inode) or "another process"

@@ -8,32 +8,28 @@
                from time to time, and meanwhile, if policy refuses plaintext, closed to whoever comes
 
 What is refused leaves nothing behind. Where the pod stands is read from its namespace when the agent
-starts, so an agent may come and go without anybody noticing.
+starts, so an agent may come and go without anybody noticing. What comes next is ``keeper_plan``'s, what is
+done inside the namespace is ``pod_home``'s.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from enum import Enum
-from functools import partial
 from typing import Any, Protocol
 
 import trio
 
-from ambient.engine.netns import netns_identity, open_netns
-from ambient.errors import AmbientError, ConfigError
-from ambient.model.identity import DEFAULT_TRUST_DOMAIN, SpiffeId
-from ambient.redirect import backend, evidence, listing, pod_capture, sockets
-from ambient.redirect.attestation_plan import GiveUp, Namespace, Repair, What
-from ambient.redirect.backend import Standing
+from ambient.errors import AmbientError
+from ambient.redirect import backend, listing, pod_capture
+from ambient.redirect.attestation_plan import GiveUp, Repair, What
 from ambient.redirect.backends import Backend
+from ambient.redirect.keeper_plan import State, Step, next_step, should_stand, workload_of
 from ambient.redirect.plan import Capture, capture_plan, closed_plan, drain_plan
 from ambient.redirect.pod_capture import Existing
-from ambient.redirect.survey import shown
+from ambient.redirect.pod_home import PodHome
+from ambient.redirect.pod_report import report_of
 from ambient.wire.nft import Table
 from ambient.wire.xds import NodePod, PodReport
 from ambient.wire.zds import WorkloadInfo
@@ -41,21 +37,15 @@ from ambient.wire.zds import WorkloadInfo
 log = logging.getLogger("agent")
 
 
-class State(Enum):
-    """Where a pod stands; the values go into reports."""
-
-    NONE = "none"
-    ENROLLED = "enrolled"
-    LOST = "lost"
-    DRAINING = "draining"
-    FAILED = "failed"
-
-
 class Ztunnel(Protocol):
     """The part of ``ZdsServer`` that a pod needs."""
 
     def pids(self) -> frozenset[int]:
         """The processes of the node's ztunnels."""
+        ...
+
+    async def ready(self) -> None:
+        """Return when there is one; raises ``Unavailable``."""
         ...
 
     async def add(self, workload: WorkloadInfo, netns: int) -> None:
@@ -84,7 +74,6 @@ class PodKeeper:
     Attributes:
         pod: What control said last.
         state: Where it stands.
-        opened: How often it opened a namespace.
         reason: Why it was not enrolled when that was last tried, if it was not.
         existing: Connections older than its capture; attestation takes off those that have ended.
     """
@@ -95,8 +84,7 @@ class PodKeeper:
         self.reason = ""
         self.existing = Existing()
         self._around = around
-        self._netns: int | None = None
-        self.opened = 0
+        self._home = PodHome(around.rules)
         self._served = False
         self._drained = False
         self._gone = False
@@ -138,7 +126,7 @@ class PodKeeper:
     def attestable(self) -> bool:
         """Whether it is enrolled and nothing is under way."""
         idle = not self._busy and not self._changed.is_set()
-        return idle and self.state is State.ENROLLED and self._served and self._netns is not None
+        return idle and self.state is State.ENROLLED and self._served and self._home.fd is not None
 
     @property
     def wanted(self) -> bool:
@@ -153,8 +141,13 @@ class PodKeeper:
     @property
     def netns(self) -> int:
         """The descriptor of its namespace; only while it is attestable."""
-        assert self._netns is not None
-        return self._netns
+        assert self._home.fd is not None
+        return self._home.fd
+
+    @property
+    def opened(self) -> int:
+        """How often it opened a namespace."""
+        return self._home.opened
 
     @property
     def path(self) -> str:
@@ -178,40 +171,21 @@ class PodKeeper:
 
     def named(self) -> tuple[WorkloadInfo, int] | None:
         """For ztunnel's snapshot: whom to serve and where, if the pod is captured."""
-        if self._served and self._netns is not None:
-            return self._workload(), self._netns
+        if self._served and self._home.fd is not None:
+            return workload_of(self.pod), self._home.fd
         return None
 
     def recall(self) -> None:
         """Read from the kernel where the pod stands; for an agent that has just started."""
         try:
-            match self._around.rules.standing(self._open(), self.capture):
-                case Standing.CAPTURED | Standing.DAMAGED:
-                    self.state, self._served = State.ENROLLED, True
-                    self._recalled = True
-                case Standing.DRAINING:
-                    self.state = State.DRAINING
-                case Standing.CLOSED:
-                    self.state = State.LOST
-                case Standing.NONE:
-                    self.state = State.NONE
-                    # The last agent ended between the table and its routes.
-                    if evidence.routing_left_over(self.netns):
-                        self._around.rules.remove(self.netns)
+            self.state, self._served = self._home.state(self.pod)
+            self._recalled = self._served
         except (OSError, AmbientError) as exc:
             log.debug("%s: %s", self.pod.uid, exc)
 
     def should_stand(self) -> Table | None:
         """The rules that its namespace should hold now."""
-        match self.state:
-            case State.ENROLLED:
-                return capture_plan(self.capture)
-            case State.LOST if self._is_strict():
-                return closed_plan(self.capture)
-            case State.DRAINING | State.LOST:
-                return drain_plan()
-            case _:
-                return None
+        return should_stand(self.state, self.capture, strict=self._is_strict())
 
     def show(self) -> dict[str, Any]:
         """What should stand in its namespace and what does, as text.
@@ -221,7 +195,7 @@ class PodKeeper:
         """
         rules, would = self._around.rules, capture_plan(self.capture)
         should = rules.planned(self.should_stand())
-        does = rules.present(self._open(), (would, closed_plan(self.capture), drain_plan()))
+        does = rules.present(self._home.open(self.pod), (would, closed_plan(self.capture), drain_plan()))
         return {
             "uid": self.pod.uid,
             "state": self.state.value,
@@ -232,7 +206,7 @@ class PodKeeper:
 
     def is_captured(self, netns: int) -> bool:
         """Whether *netns* holds exactly the rules that the pod is to be captured by."""
-        return self._around.rules.standing(netns, self.capture) is Standing.CAPTURED
+        return self._home.is_captured(netns, self.capture)
 
     async def run(self) -> None:
         """Follow ``want`` until ``gone``. A cancelled one leaves the pod as it stands: agents come and go."""
@@ -246,7 +220,7 @@ class PodKeeper:
                     self._busy = False
             await self._forget()
         finally:
-            self._close()
+            self._home.close()
 
     def _wake(self) -> None:
         self._asked = True
@@ -256,28 +230,32 @@ class PodKeeper:
         asked, self._asked = self._asked, False
         verdict, self._verdict = self._verdict, None
         started = trio.current_time()
-        match self.pod.mode == "ambient", self.state:
-            case True, State.ENROLLED if verdict is not None:
+        step = next_step(
+            self.state,
+            wanted=self.wanted,
+            asked=asked,
+            judged=verdict is not None,
+            drained=self._drained,
+        )
+        match step:
+            case Step.PUT_RIGHT if verdict is not None:
                 await self._put_right(verdict, started)
-            case True, State.ENROLLED:
+            case Step.MEND:
                 await self._mend(asked)
-            case True, State.LOST:
+            case Step.RECOVER:
                 await self._recover(started)
-            case True, _:
-                if asked:
-                    await self._enroll(started)
-            case False, State.ENROLLED | State.FAILED | State.LOST:
+            case Step.ENROLL:
+                await self._enroll(started)
+            case Step.RELEASE:
                 await self._release(started)
-            case False, State.DRAINING if self._drained:
+            case Step.FINISH:
                 await self._finish()
-            case False, State.DRAINING if asked:
-                await self._release(started)
-            case False, State.NONE if asked:
+            case Step.TELL:
                 self._report()
 
     async def _enroll(self, started: float) -> None:
         try:
-            await self._capture(self._open())
+            await self._capture(self._home.open(self.pod))
         except (OSError, AmbientError) as exc:
             reason = str(exc) or type(exc).__name__
             log.error("%s is not enrolled: %s", self.pod.uid, reason)
@@ -291,32 +269,26 @@ class PodKeeper:
 
     async def _capture(self, netns: int) -> None:
         """Listeners, then rules; ``existing`` is what was there before."""
-        pod_capture.check(netns, self._around.ztunnel.pids())
+        pod_capture.check_namespace(netns)
+        # Before one has come back, what it listens on looks like somebody else's.
+        await self._around.ztunnel.ready()
+        pod_capture.check_ports(netns, self._around.ztunnel.pids())
         was = self.state
         try:
             self._drained = False
-            await self._around.ztunnel.add(self._workload(), netns)
+            await self._around.ztunnel.add(workload_of(self.pod), netns)
             # From here on a ztunnel that comes anew is told of it, though the rules are not there yet.
             self._served = True
-            self.existing = await trio.to_thread.run_sync(
-                pod_capture.install, self._around.rules, netns, self.pod
-            )
+            self.existing = await self._home.capture(self.pod)
         except BaseException:
             with trio.CancelScope(shield=True):
-                await self._undo(netns, was)
+                await self._undo(was)
             raise
 
-    async def _undo(self, netns: int, was: State) -> None:
+    async def _undo(self, was: State) -> None:
         """Back to where it was: nothing, draining, or lost."""
         self._served = False
-        with suppress(OSError):
-            match was:
-                case State.LOST:
-                    await trio.to_thread.run_sync(self._shut_or_drain, netns, self._is_strict())
-                case State.DRAINING:
-                    await trio.to_thread.run_sync(self._around.rules.drain, netns)
-                case _:
-                    await trio.to_thread.run_sync(self._around.rules.remove, netns)
+        await self._home.restore(was, self.capture, strict=self._is_strict())
         await self._around.ztunnel.delete(self.pod.uid)
 
     async def _put_right(self, verdict: Repair | GiveUp, started: float) -> None:
@@ -326,14 +298,14 @@ class PodKeeper:
         try:
             match verdict.what:
                 case What.RULES:
-                    await trio.to_thread.run_sync(self._around.rules.install, self._open(), self.capture)
-                    await self._settle(self._is_strict())
+                    await self._home.install(self.capture)
+                    await self._settle()
                 case What.LISTENERS:
                     # It may believe that it listens: forget first.
                     await self._around.ztunnel.delete(self.pod.uid)
-                    await self._around.ztunnel.add(self._workload(), self._open())
+                    await self._around.ztunnel.add(workload_of(self.pod), self._home.open(self.pod))
                     # A rule that finds no listener lets pass.
-                    await self._settle(self._is_strict())
+                    await self._settle()
                 case What.NAMESPACE:
                     await self._move()
         except (OSError, AmbientError) as exc:
@@ -348,16 +320,14 @@ class PodKeeper:
         await self._around.ztunnel.delete(self.pod.uid)
         await self._leave()
         self.state = State.LOST
-        await self._capture(self._home())
+        await self._capture(self._home.open_now(self.pod))
         self.state = State.ENROLLED
 
     async def _leave(self) -> None:
         """Let go of the namespace; whatever lives in it is not captured any more."""
         self._served = False
-        if self._netns is not None:
-            with suppress(OSError):
-                await trio.to_thread.run_sync(self._around.rules.remove, self._netns)
-        self._close()
+        await self._home.remove()
+        self._home.close()
 
     async def _lose(self, reason: str) -> None:
         """Not enrolled any more, and nobody is to think otherwise."""
@@ -366,16 +336,16 @@ class PodKeeper:
         log.error("%s is lost%s: %s", self.pod.uid, ", and closed" if strict else "", reason)
         # Peers first: those who have heard do not dial 15008.
         self._report(reason)
-        await self._leave_as_policy_says(strict)
+        await self._leave_as_policy_says(strict=strict)
         await self._around.ztunnel.delete(self.pod.uid)
 
     async def _recover(self, started: float) -> None:
         """Try to enroll a lost pod; in vain, it is left as policy says now."""
         try:
-            await self._capture(self._home())
+            await self._capture(self._home.open_now(self.pod))
         except (OSError, AmbientError) as exc:
             log.debug("%s is still lost: %s", self.pod.uid, exc)
-            await self._leave_as_policy_says(self._is_strict())
+            await self._leave_as_policy_says(strict=self._is_strict())
             self._report(str(exc) or type(exc).__name__)
             return
         self.state = State.ENROLLED
@@ -383,72 +353,24 @@ class PodKeeper:
         log.info("%s is enrolled again", self.pod.uid)
         self._report(existing=self.existing, started=started)
 
-    def _home(self) -> int:
-        """The pod's namespace as it is now.
-
-        Raises:
-            ConfigError: there is none, or it is not the pod's.
-        """
-        if self._netns is not None:
-            now = evidence.namespace_at(self.pod.netns, netns_identity(self._netns))
-            if now is Namespace.SAME:
-                return self._netns
-            self._close()
-        netns = self._open()
-        try:
-            pod_capture.check_is_home(netns, self.pod)
-        except (OSError, AmbientError):
-            self._close()  # Nothing of ours may be done in it.
-            raise
-        return netns
-
-    def _close(self) -> None:
-        if self._netns is not None:
-            os.close(self._netns)
-            self._netns = None
-
     def _is_strict(self) -> bool:
         return self._around.is_strict(self.pod.uid)
 
-    async def _settle(self, strict: bool) -> None:
-        """What came in past the proxy while no rules stood: told of, and ended where policy refuses it."""
-        try:
-            found = await trio.to_thread.run_sync(
-                partial(pod_capture.settle, self._open(), self.capture, self.existing, strict=strict)
-            )
-        except OSError as exc:
-            log.error("%s may have connections past its proxy: %s", self.pod.uid, exc)
-            return
-        if came := len(found.kept) - len(self.existing.kept) + len(found.reset):
-            ended = len(found.reset)
-            log.warning("%s: %d connections came past its proxy, %d of them reset", self.pod.uid, came, ended)
-        self.existing = Existing(kept=found.kept)
+    async def _settle(self) -> None:
+        """Account for what came in past the proxy while no rules stood."""
+        self.existing = await self._home.settle(self.pod, self.existing, strict=self._is_strict())
 
-    async def _leave_as_policy_says(self, strict: bool) -> None:
-        if self._netns is None:
-            return
-        with suppress(OSError):
-            if await trio.to_thread.run_sync(self._shut_or_drain, self._netns, strict):
-                await self._settle(strict)
-
-    def _shut_or_drain(self, netns: int, strict: bool) -> bool:
-        """Whether it was closed by this."""
-        now = self._around.rules.standing(netns, self.capture)
-        if strict and now is not Standing.CLOSED:
-            self._around.rules.put(netns, closed_plan(self.capture))
-            return True
-        if not strict and now not in (Standing.NONE, Standing.DRAINING):
-            self._around.rules.put(netns, drain_plan())
-        return False
+    async def _leave_as_policy_says(self, *, strict: bool) -> None:
+        if await self._home.shut_or_drain(self.capture, strict=strict):
+            self.existing = await self._home.settle(self.pod, self.existing, strict=strict)
 
     async def _mend(self, asked: bool) -> None:
         """It is enrolled as it should be; make sure of the rules and say so."""
         try:
-            netns = self._open()
-            await trio.to_thread.run_sync(self._around.rules.install, netns, self.capture)
+            self._home.open(self.pod)
+            await self._home.install(self.capture)
             if self._recalled:
-                older = await trio.to_thread.run_sync(sockets.past_the_proxy, netns, self.capture)
-                self.existing, self._recalled = Existing(kept=older), False
+                self.existing, self._recalled = await self._home.older(self.capture), False
         except (OSError, AmbientError) as exc:
             log.error("the rules of %s cannot be mended: %s", self.pod.uid, exc)
         if asked:
@@ -456,10 +378,8 @@ class PodKeeper:
 
     async def _release(self, started: float) -> None:
         try:
-            netns = self._open()
-            if self._around.rules.standing(netns) is Standing.NONE:
-                raise ConfigError("it is not captured")
-            await trio.to_thread.run_sync(self._around.rules.drain, netns)
+            self._home.open(self.pod)
+            await self._home.drain()
         except (OSError, AmbientError) as exc:
             log.info("%s has nothing to release: %s", self.pod.uid, exc)
             self.state = State.NONE
@@ -471,9 +391,7 @@ class PodKeeper:
             self._report(started=started)
 
     async def _finish(self) -> None:
-        if self._netns is not None:
-            with suppress(OSError):
-                await trio.to_thread.run_sync(self._around.rules.remove, self._netns)
+        await self._home.remove()
         self.state = State.NONE
         log.info("%s has left the mesh", self.pod.uid)
         self._report()
@@ -484,46 +402,9 @@ class PodKeeper:
             return
         self._served = False
         await self._around.ztunnel.delete(self.pod.uid)
-        if self._netns is not None:
-            with suppress(OSError):
-                await trio.to_thread.run_sync(self._around.rules.remove, self._netns)
-
-    def _open(self) -> int:
-        """The pod's namespace, opened once: its path may come to mean another one.
-
-        Raises:
-            ConfigError: there is none, or it is not the pod's own.
-        """
-        if self._netns is None:
-            try:
-                self._netns = open_netns(self.pod.netns)
-                self.opened += 1
-            except OSError as exc:
-                raise ConfigError(f"no network namespace {self.pod.netns!r}: {exc.strerror}") from exc
-        return self._netns
-
-    def _workload(self) -> WorkloadInfo:
-        pod = self.pod
-        return WorkloadInfo(
-            uid=pod.uid,
-            name=pod.name,
-            namespace=pod.namespace,
-            service_account=pod.service_account,
-            identity=SpiffeId(DEFAULT_TRUST_DOMAIN, pod.namespace, pod.service_account),
-            dns_capture=pod.dns_capture,
-        )
+        await self._home.remove()
 
     def _report(self, reason: str = "", *, existing: Existing | None = None, started: float = 0.0) -> None:
-        took = trio.current_time() - started if started else 0.0
-        self._around.report(
-            PodReport(
-                pod=self.pod.uid,
-                state=self.state.value,
-                reason=reason,
-                established_kept=-1 if existing is None else len(existing.kept),
-                established_reset=0 if existing is None else len(existing.reset),
-                existing=() if existing is None else tuple(shown(existing.kept + existing.reset)),
-                repairs=self._repairs,
-                duration_ms=round(took * 1000, 3),
-            )
-        )
+        took = round((trio.current_time() - started) * 1000, 3) if started else 0.0
+        told = report_of(self.pod, self.state, reason, existing, repairs=self._repairs, duration_ms=took)
+        self._around.report(told)

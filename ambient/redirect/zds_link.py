@@ -13,6 +13,7 @@ from contextlib import suppress
 
 import trio
 
+from ambient.engine.cpu_wait import cpu_wait
 from ambient.errors import ProtocolError, Unavailable
 from ambient.redirect.fd_store import close_all
 from ambient.redirect.pids import shown_pid
@@ -33,12 +34,17 @@ log = logging.getLogger("agent")
 _ANCILLARY_BYTES = socket.CMSG_SPACE((MAX_LISTENERS + 1) * array.array("i").itemsize)
 
 
+# A ztunnel that gets no CPU is waited for longer, but not for ever: so many times as long. Picked.
+MOST_PATIENCE = 12
+
+
 class ZtunnelLink:
     """One ztunnel: many requests may be under way, and their answers come in order.
 
     Args:
         drained: Told the uid of each workload of which this ztunnel has nothing left.
         passed: Given what is to be held for the next ztunnel; the descriptors are then its own.
+        starved: Seconds that the process of that number has waited for a CPU so far.
 
     Attributes:
         retired: Whether a newer ztunnel has taken over from this one.
@@ -49,6 +55,7 @@ class ZtunnelLink:
         sock: trio.socket.SocketType,
         drained: Callable[[ZtunnelLink, str], None],
         passed: Callable[[ZtunnelLink, ListenersPassed | KeyPassed], None],
+        starved: Callable[[int], float] = cpu_wait,
     ) -> None:
         pid, self.uid, _ = struct.unpack(
             "3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
@@ -63,7 +70,8 @@ class ZtunnelLink:
         self.retired = False
         self._turn = trio.Lock()
         self._answers: deque[_Answer] = deque()
-        self._heard = 0.0
+        self._heard = self._starved_then = 0.0
+        self._starved = starved
         self._scope: trio.CancelScope | None = None
 
     async def read(self, scope: trio.CancelScope) -> None:
@@ -99,7 +107,7 @@ class ZtunnelLink:
                 # Answers come in order: whoever asks behind a patient one has to be as patient.
                 patience = max(deadline, self._answers[-1].patience if self._answers else 0.0)
                 if not self._answers:
-                    self._heard = trio.current_time()
+                    self._note_heard()
                 answer = _Answer(patience)
                 self._answers.append(answer)
                 await self._send(packet, fds)
@@ -114,9 +122,22 @@ class ZtunnelLink:
 
     async def _wait(self, answer: _Answer) -> None:
         """Return when it has come, or when nothing at all has come for too long."""
-        while not answer.event.is_set() and trio.current_time() < self._heard + answer.patience:
-            with trio.move_on_at(self._heard + answer.patience):
+        while not answer.event.is_set() and trio.current_time() < (due := self._due(answer.patience)):
+            with trio.move_on_at(due):
                 await answer.event.wait()
+
+    def _note_heard(self) -> None:
+        self._heard = trio.current_time()
+        self._starved_then = self._starved(self.pid)
+
+    def _due(self, patience: float) -> float:
+        """When it is too late; the time in which the ztunnel was kept from running is not counted.
+
+        A starved one drains and listens like any other, later. To give it up would be to call its listeners
+        somebody else's, and what it carries lost.
+        """
+        excused = self._starved(self.pid) - self._starved_then
+        return self._heard + min(patience + excused, patience * MOST_PATIENCE)
 
     async def _send(self, packet: bytes, fds: Sequence[int]) -> None:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds).tobytes())] if fds else []
@@ -138,7 +159,7 @@ class ZtunnelLink:
     def _take(self, data: bytes, fds: Sequence[int], truncated: bool) -> None:
         match self.wire.receive_packet(data, fds, truncated):
             case Acked(error=error):
-                self._heard = trio.current_time()
+                self._note_heard()
                 self._answers.popleft().give(error)
             case Drained(uid):
                 self._drained(self, uid)

@@ -108,6 +108,14 @@ class ZdsServer:
             self._store.close()
             Path(self._path).unlink(missing_ok=True)
 
+    async def ready(self) -> None:
+        """Return when a ztunnel serves this node: only then it is known which sockets are ours.
+
+        Raises:
+            Unavailable: none comes.
+        """
+        await self._newest()
+
     async def add(self, workload: WorkloadInfo, netns: int) -> None:
         """Have *workload* served; returns when its listeners are open.
 

@@ -33,7 +33,7 @@ class Rejection:
 
 
 class Stream:
-    """One CONNECT on the wire.
+    """One CONNECT on the wire; whoever carries its bytes has a subclass of their own made in its place.
 
     Attributes:
         send_window: What the peer lets us send on it; may be negative after a SETTINGS.
@@ -44,14 +44,12 @@ class Stream:
         answered: 200 was sent (server) or received (client).
         rejection: The answer that a request of another method gets when it is whole (server).
         tail: Body of a refusal that waits for the peer's window.
-        owner: The engine's object; nothing here looks at it.
     """
 
     __slots__ = (
         "answered",
         "drained",
         "local_closed",
-        "owner",
         "receive_window",
         "rejection",
         "remote_closed",
@@ -74,17 +72,20 @@ class Stream:
         self.remote_closed = False
         self.tail = b""
         self.rejection: Rejection | None = None
-        self.owner: Any = None
 
     def __repr__(self) -> str:
-        return f"<Stream {self.stream_id}>"
+        return f"<{type(self).__name__} {self.stream_id}>"
+
+
+# A ``Stream``, of the type that the connection was told to make.
+AnyStream: TypeAlias = Any
 
 
 @dataclass(slots=True)
 class RequestReceived:
     """A well-formed CONNECT; answer with ``accept`` or ``refuse``."""
 
-    stream: Stream
+    stream: AnyStream
     authority: str
     headers: Headers
 
@@ -98,7 +99,7 @@ class RequestRejected:
         status: 0: reset, without an answer.
     """
 
-    stream: Stream | None
+    stream: AnyStream | None
     status: int
     reason: str
 
@@ -107,7 +108,7 @@ class RequestRejected:
 class ResponseReceived:
     """The final answer to our CONNECT; any status but 2xx has already closed the stream."""
 
-    stream: Stream
+    stream: AnyStream
     status: int
     headers: Headers
 
@@ -116,7 +117,7 @@ class ResponseReceived:
 class DataReceived:
     """Bytes of one stream; *parts* are slices of the input and last as long as it does."""
 
-    stream: Stream
+    stream: AnyStream
     parts: list[memoryview]
     total: int
 
@@ -125,7 +126,7 @@ class DataReceived:
 class StreamEnded:
     """The peer sends no more on this stream; we may."""
 
-    stream: Stream
+    stream: AnyStream
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,7 @@ class StreamReset:
         unprocessed: The peer has certainly not acted on the request.
     """
 
-    stream: Stream
+    stream: AnyStream
     code: int
     unprocessed: bool
     reason: str
@@ -146,7 +147,7 @@ class StreamReset:
 class WindowOpened:
     """More may be sent: on *stream*, or on the whole connection if it is None."""
 
-    stream: Stream | None
+    stream: AnyStream | None
 
 
 @dataclass(frozen=True, slots=True)

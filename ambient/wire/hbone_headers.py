@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, NewType, TypeAlias
 
 import hpack
 
@@ -103,6 +103,18 @@ class HeaderDecoder:
             raise CompressionBrokenError(str(exc)) from exc
 
 
+class _Name(NamedTuple):
+    """A field's name, and how a literal of it begins, up to the length of its value (RFC 7541 6.2.2)."""
+
+    name: str
+    head: str
+
+
+# How blocks begin (whole fields), what these fields say, their size as a list, and the names of the two that
+# follow; none if these are not ordinary.
+_Known: TypeAlias = tuple[bytes, Request, int, tuple[_Name, ...]]
+
+
 class RequestReader:
     """Reads CONNECTs that begin as an earlier one of the connection did, as those to one target do.
 
@@ -113,14 +125,14 @@ class RequestReader:
     __slots__ = ("_known",)
 
     def __init__(self) -> None:
-        # How blocks begin (whole fields), what these fields say, and their size as a list.
-        self._known: list[tuple[bytes, Request, int]] = []
+        self._known: list[_Known] = []
 
     def read(self, block: bytes) -> Request | None:
         """The request in *block* if it is well-formed and not too large; None: ask the decoder."""
-        for begin, request, size in self._known:
-            if block.startswith(begin):
-                return _completed(request, size, block[len(begin) :])
+        for known in self._known:
+            if block.startswith(known[0]):
+                begin, request, size, _ = known
+                return _as_before(known, block) or _completed(request, size, block[len(begin) :])
         return None
 
     def learn(self, block: bytes, request: Request) -> None:
@@ -136,7 +148,42 @@ class RequestReader:
             return
         known = request._replace(headers=request.headers[: len(kept) - pseudo])
         del self._known[MAX_REMEMBERED_REQUESTS - 1 :]
-        self._known.insert(0, (block[:end], known, list_bytes(kept)))
+        names = tuple(_name(name) for name, _ in fields[-VARYING_FIELDS:])
+        ordinary = all(each.name not in ("", "te") and len(each.name) < 127 for each in names)
+        self._known.insert(0, (block[:end], known, list_bytes(kept), names if ordinary else ()))
+
+
+def _name(raw: bytes) -> _Name:
+    text = _field(raw)
+    return _Name(text, f"\x00{chr(len(text))}{text}")
+
+
+def _as_before(known: _Known, block: bytes) -> Request | None:
+    """``_completed`` of *block* if it has the two fields that it had before, with short ordinary values."""
+    begin, request, size, names = known
+    if not names:
+        return None
+    first, second = names
+    rest = block[len(begin) :].decode("latin-1")
+    at = len(first.head)
+    if len(rest) <= at or not rest.startswith(first.head):
+        return None
+    end = at + 1 + ord(rest[at])
+    at_second = end + len(second.head)
+    if len(rest) <= at_second or not rest.startswith(second.head, end):
+        return None
+    one, two = rest[at + 1 : end], rest[at_second + 1 :]
+    if (
+        ord(rest[at_second]) != len(two)
+        or len(one) >= 127
+        or len(two) >= 127
+        or not (one + two).isprintable()
+        or " " in (one[:1], one[-1:], two[:1], two[-1:])
+        or size + len(rest) + 2 * FIELD_OVERHEAD_BYTES > MAX_HEADER_LIST_BYTES
+    ):
+        return None
+    headers = (*request.headers, (first.name, one), (second.name, two))
+    return Request(request.method, request.authority, "", headers)
 
 
 def _completed(request: Request, size: int, block: bytes) -> Request | None:
@@ -225,14 +272,12 @@ def encode_request(authority: str, headers: Headers) -> bytes:
     return _bounded(b"\x02\x07CONNECT" + b"\x01" + _string(_value(authority)) + _fields(headers))
 
 
-class EncodedRequest(bytes):
-    """The block of a CONNECT, ready to be sent on any connection."""
-
-    __slots__ = ()
+# The block of a CONNECT, ready to be sent on any connection.
+EncodedRequest = NewType("EncodedRequest", bytes)
 
 
 class RequestEncoder:
-    """``encode_request`` for many CONNECTs that differ in the values of their last fields only.
+    """``encode_request`` for many CONNECTs that differ in the values of their last two fields only.
 
     Args:
         fixed: The fields that are the same in all of them; they come first.
@@ -242,27 +287,31 @@ class RequestEncoder:
         LocalProtocolError: as ``encode_request``.
     """
 
-    __slots__ = ("_head", "_names")
+    __slots__ = ("_between", "_head")
 
-    def __init__(self, authority: str, fixed: Headers, names: tuple[str, ...]) -> None:
-        self._head = encode_request(authority, fixed)
-        self._names = tuple(_field_name(name) for name in names)
+    def __init__(self, authority: str, fixed: Headers, names: tuple[str, str]) -> None:
+        # As text, of which Latin-1 makes the bytes: so a block is put together and encoded in two steps.
+        self._head = (encode_request(authority, fixed) + _field_name(names[0])).decode("latin-1")
+        self._between = _field_name(names[1]).decode("latin-1")
 
-    def encode(self, *values: str) -> EncodedRequest:
-        """The block with *values* under the names, in order; ``raises`` as ``encode_request``."""
-        block = self._head
-        for name, text in zip(self._names, values, strict=True):
-            block += name + (_short(text) or _string(_value(text)))
+    def encode(self, first: str, second: str) -> EncodedRequest:
+        """The block with these values under the names; ``raises`` as ``encode_request``."""
+        both = first + second
+        if (
+            both.isascii()
+            and both.isprintable()
+            and len(first) < 127
+            and len(second) < 127
+            and " " not in (first[:1], first[-1:], second[:1], second[-1:])
+        ):
+            size, other = chr(len(first)), chr(len(second))
+            block = f"{self._head}{size}{first}{self._between}{other}{second}".encode("latin-1")
+        else:
+            values = [_string(_value(text)).decode("latin-1") for text in (first, second)]
+            block = f"{self._head}{values[0]}{self._between}{values[1]}".encode("latin-1")
         if len(block) > MAX_SENT_BLOCK_BYTES:
             _bounded(block)
         return EncodedRequest(block)
-
-
-def _short(text: str) -> bytes:
-    """``_string(_value(text))`` of nearly every value; empty if it takes more than this to tell."""
-    if 0 < len(text) < 127 and text.isascii() and text.isprintable() and text[0] != " " and text[-1] != " ":
-        return _BYTES[len(text)] + text.encode("ascii")
-    return b""
 
 
 @functools.lru_cache(maxsize=REMEMBERED_ANSWERS)

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 
 from ambient.errors import RemoteProtocolError
 from ambient.wire import hbone_frames as f
-from ambient.wire.hbone_events import DataReceived, Event, Stream, StreamEnded
+from ambient.wire.hbone_events import AnyStream, DataReceived, Event, Stream, StreamEnded
 from ambient.wire.hbone_frames import ErrorCode
 
 # Our SETTINGS_MAX_FRAME_SIZE, Istio's. DATA is not gathered, so its size costs no memory.
@@ -25,6 +25,9 @@ MAX_GATHERED_BYTES = f.DEFAULT_MAX_FRAME
 
 # Messages are taken one by one; larger ones are gathered, so that each stream's bytes leave together. Picked.
 MAX_MESSAGE_BYTES = 4 * 1024
+
+# Header blocks that are looked at for being the usual ones; picked.
+MAX_USUAL_BLOCK_BYTES = 2048
 
 _STREAM_MASK = 0x7FFF_FFFF
 
@@ -102,6 +105,14 @@ class FrameSplitter(ABC):
                         self._events.append(batch)
                     if flags:
                         self._remote_end(stream)
+                elif (
+                    kind == f.HEADERS
+                    and flags == f.END_HEADERS
+                    and size <= MAX_USUAL_BLOCK_BYTES
+                    and 9 + size <= end - position
+                    and self._usual_headers(stream_id, bytes(data[position + 9 : position + 9 + size]))
+                ):
+                    position += 9 + size
                 elif self._starts(kind, flags, stream_id & _STREAM_MASK, size):
                     position += 9
                 elif end - position < 9 + size:
@@ -113,21 +124,24 @@ class FrameSplitter(ABC):
                     position += 9 + size
                     self._control(kind, flags, stream_id & _STREAM_MASK, payload)
 
-    def take_message(self, data: memoryview, position: int) -> Stream | None:
+    def take_message(self, data: memoryview, position: int) -> AnyStream | None:
         """The stream of the DATA frame that begins at *position*, if it is whole, small and in order.
 
-        Its payload ends at ``message_end`` and its windows are charged. None: nothing has happened, and
-        ``receive_data`` says what the bytes from *position* on mean.
+        Its payload ends at ``message_end`` and its windows are charged; without a payload it is the
+        stream's end. None: nothing has happened, and ``receive_data`` says what the bytes from *position*
+        on mean.
         """
         left = len(data) - position
-        if left <= 9 or self._left or self._wanted or self._preface or self._broken:
+        if left < 9 or self._left or self._wanted or self._preface or self._broken:
             return None
         high, low, kind, flags, stream_id = unpack_header(data, position)
         size = high << 8 | low
-        if kind or flags or size > MAX_MESSAGE_BYTES or size + 9 > left:
+        if kind or flags > f.END_STREAM or size > MAX_MESSAGE_BYTES or size + 9 > left:
             return None
         self.message_end = position + 9 + size
-        return self._usual_data(stream_id, size)
+        if not flags:
+            return self._usual_data(stream_id, size)
+        return None if size else self._usual_end(stream_id)
 
     def _payload(self, data: memoryview, position: int, end: int) -> int:
         """Hand on what there is of the current payload."""
@@ -219,6 +233,14 @@ class FrameSplitter(ABC):
     @abstractmethod
     def _usual_data(self, stream_id: int, size: int) -> Stream | None:
         """The stream of a DATA frame without padding, its windows charged; None: let ``_starts`` judge it."""
+
+    @abstractmethod
+    def _usual_end(self, stream_id: int) -> Stream | None:
+        """The stream that an empty DATA frame ended; None: let ``_starts`` judge it."""
+
+    @abstractmethod
+    def _usual_headers(self, stream_id: int, block: bytes) -> bool:
+        """Obey a whole block without padding or priority; False: let ``_starts`` judge it."""
 
     @abstractmethod
     def _control(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:

@@ -70,9 +70,9 @@ class Bench:
         """For whoever wants to know how busy it was."""
         return self._application.pid
 
-    def pair(self, kind: type[Ours] | type[Envoy]) -> Pair:
+    def pair(self, kind: type[Ours] | type[Envoy], *, pooled: bool = True) -> Pair:
         """Start a pair; at most one of ours at a time, as the server's ports belong to its address."""
-        made = kind(self._fresh_folder(), self.application, mesh.address(self._made))
+        made = kind(self._fresh_folder(), self.application, mesh.address(self._made), pooled=pooled)
         self._pairs.append(made)
         return made
 

@@ -23,6 +23,8 @@ HTTP2 = {
     "max_concurrent_streams": 10_000,
 }
 BUFFER_BYTES = 1024 * 1024
+NO_RESUMPTION = {"max_session_keys": 0}
+ONE_STREAM_EACH = {"common_http_protocol_options": {"max_requests_per_connection": 1}}
 NO_LIMIT = {
     "thresholds": [dict.fromkeys(("max_connections", "max_pending_requests", "max_requests"), 100_000)]
 }
@@ -34,8 +36,10 @@ def free_port(host: str) -> int:
         return int(sock.getsockname()[1])
 
 
-def client_config(folder: Path, authority: Authority, door: Address, peer: Address, target: Address) -> Json:
-    """TCP in, HBONE out."""
+def client_config(
+    folder: Path, authority: Authority, door: Address, peer: Address, target: Address, pooled: bool = True
+) -> Json:
+    """TCP in, HBONE out; if not *pooled*, a full handshake for each tunnel."""
     proxy = _typed(
         "filters.network.tcp_proxy.v3.TcpProxy",
         stat_prefix="outbound",
@@ -51,10 +55,14 @@ def client_config(folder: Path, authority: Authority, door: Address, peer: Addre
     cluster = _cluster(
         "hbone",
         peer,
-        transport_socket=_tls(folder, authority, "UpstreamTlsContext", "client", "server"),
+        transport_socket=_tls(
+            folder, authority, "UpstreamTlsContext", "client", "server", **({} if pooled else NO_RESUMPTION)
+        ),
         typed_extension_protocol_options={
             f"envoy.extensions.{options}": _typed(
-                options, explicit_http_config={"http2_protocol_options": HTTP2}
+                options,
+                explicit_http_config={"http2_protocol_options": HTTP2},
+                **({} if pooled else ONE_STREAM_EACH),
             )
         },
     )

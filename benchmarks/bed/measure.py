@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -15,6 +16,8 @@ from benchmarks.bed.rows import Metric, Samples
 OPEN_TUNNELS = 5000
 # Connections of the new-tunnels load that are under way at once.
 TUNNELS_AT_ONCE = 16
+# Idle is what has been so for a while, for both.
+IDLE_SECONDS = 2.0
 
 Found: TypeAlias = dict[str, Any]
 # metric -> its value in one result of the load client, and that result, for the gate.
@@ -59,6 +62,7 @@ def memory_round(bench: Bench, into: Comparison) -> None:
         pair = bench.pair(kind)
         # One tunnel: certificates are read and the first connection is there, which is no tunnel's memory.
         bench.load("connections", pair, 1, 0.1)
+        time.sleep(IDLE_SECONDS)
         client, server = pss_bytes(pair.client()), pss_bytes(pair.server())
         bench.load("open_idle", pair, OPEN_TUNNELS, 0)
         client_after, server_after = pss_bytes(pair.client()), pss_bytes(pair.server())

@@ -1,7 +1,9 @@
-"""One node's ztunnel: the daemon as it is, its pods on loopback addresses instead of in namespaces.
+"""One node's zygote, and the ztunnel forked from it: the daemon as it is, pods on loopback addresses.
 
-    INPOD_UDS=... AMBIENT_CONTROL_FD=... AMBIENT_BENCH_TARGET=127.1.2.3:80 python -m benchmarks.bed.node
+    INPOD_UDS=... AMBIENT_ZYGOTE_FD=... AMBIENT_BENCH_TARGET=127.1.2.3:80 python -m benchmarks.bed.node
 
+It is asked for a ztunnel in the way that the fabric asks (``ztunnel.zygote``), so that memory is counted as
+it is spent: two processes a node, which share what start-up made.
 Only redirection is played: where a captured connection wanted to go is always the target. The kernel is
 asked all the same, because in a pod it would be.
 """
@@ -15,19 +17,38 @@ import socket
 import sys
 from collections.abc import Callable, Container
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
-from ambient.engine import collector, host
+from ambient.engine import collector, host, pool
 from ambient.engine.dial import dial_socket
 from ambient.engine.follow import control_socket
 from ambient.engine.headroom import raise_file_limit
-from ambient.engine.netns import listen_in, original_destination
+from ambient.engine.netns import listen_in, plain_address
 from ambient.engine.reactor import Reactor
+from ambient.model.pool_plan import Assign, Instruction, PoolKey, PoolPlan
 from ztunnel import __main__ as ztunnel_main
+from ztunnel import zygote
 from ztunnel.daemon import Daemon
 from ztunnel.network import Address, Cancellable, OnDialled
 from ztunnel.settings import Settings, read_settings
 
 TARGET_VARIABLE = "AMBIENT_BENCH_TARGET"
+# Set: a tunnel carries one stream and closes, so that each new one costs a handshake.
+UNPOOLED_VARIABLE = "AMBIENT_BENCH_UNPOOLED"
+
+
+class OneStreamEach(PoolPlan):
+    """The pool's plan, but for its purpose: no connection is used twice."""
+
+    def lease(self, key: PoolKey) -> None:
+        """Nothing is ever free."""
+
+    def _serve(self, key: PoolKey, group: Any) -> list[Instruction]:
+        found = super()._serve(key, group)
+        for each in found:
+            if isinstance(each, Assign):
+                self._connections[each.connection].retired = True
+        return found
 
 
 class LoopbackNetwork:
@@ -56,8 +77,13 @@ class LoopbackNetwork:
         raise OSError(errno.ENETUNREACH, "no name server is in reach")
 
     def original_destination(self, sock: socket.socket) -> Address:
-        """Always the target."""
-        original_destination(sock)
+        """Always the target. The kernel is asked two questions, as in a pod, where conntrack knows an answer.
+
+        Here it would know none, and to hear that costs Python five times as much.
+        """
+        plain_address(sock.getsockname())
+        raw = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 16)
+        socket.inet_ntop(socket.AF_INET, raw[4:8])
         return self._target
 
     def dial(
@@ -85,7 +111,7 @@ class LoopbackDaemon(Daemon):
         pass
 
 
-def main() -> None:
+def main() -> int:
     """Serve until SIGTERM."""
     settings = read_settings(os.environ)
     ip, _, port = os.environ[TARGET_VARIABLE].rpartition(":")
@@ -93,10 +119,13 @@ def main() -> None:
     output.setFormatter(ztunnel_main.Lines())
     logging.basicConfig(level=logging.INFO, handlers=[output])
     raise_file_limit()
+    if UNPOOLED_VARIABLE in os.environ:
+        vars(pool)["PoolPlan"] = OneStreamEach
     collector.settle()
     control = control_socket()
     host.run(lambda reactor: LoopbackDaemon(reactor, settings, control, (ip, int(port))).run())
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(zygote.main(main))

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -21,9 +23,10 @@ from ambient.model.workload import Workload
 from ambient.pki.authority import Authority
 from benchmarks.bed import mesh
 from benchmarks.bed.envoy import client_config, free_port, server_config
-from benchmarks.bed.node import TARGET_VARIABLE
+from benchmarks.bed.node import TARGET_VARIABLE, UNPOOLED_VARIABLE
 from benchmarks.bed.plane import Agent, Control
 from benchmarks.bed.procfs import family
+from ztunnel.zygote import ZYGOTE_FD
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 60.0
@@ -59,15 +62,24 @@ class Ours:
         application: Where the application listens; its ip is the server pod's.
         client_ip: The client pod's address.
         crowd: More pods of node-1 and node-2, which are enrolled and do nothing.
+        pooled: Whether tunnels share connections, as they always do outside of a benchmark.
     """
 
     name = "ours"
 
     def __init__(
-        self, folder: Path, application: tuple[str, int], client_ip: str, crowd: tuple[Workload, ...] = ()
+        self,
+        folder: Path,
+        application: tuple[str, int],
+        client_ip: str,
+        crowd: tuple[Workload, ...] = (),
+        *,
+        pooled: bool = True,
     ) -> None:
+        self._pooled = pooled
         self._folder = folder
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._zygotes: list[subprocess.Popen[bytes]] = []
+        self._daemons: list[Orphan] = []
         self._sockets: list[socket.socket | Agent] = []
         self._authority = Authority(time.time())
         self._application = application
@@ -90,33 +102,42 @@ class Ours:
         path = self._folder / f"{node}.zds"
         agent = Agent(path)
         self._sockets.append(agent)
+        asking, asked = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        asking.settimeout(PATIENCE)
+        self._sockets.append(asking)
         environ = {name: value for name, value in os.environ.items() if not name.startswith("AMBIENT")} | {
             "NODE_NAME": node,
-            "AMBIENT_CONTROL_FD": str(theirs.fileno()),
+            ZYGOTE_FD: str(asked.fileno()),
             "INPOD_UDS": str(path),
             "CONNECTION_TERMINATION_DEADLINE": "1s",
             TARGET_VARIABLE: f"{self._application[0]}:{self._application[1]}",
         }
-        with (self._folder / f"{node}.log").open("wb") as log, theirs:
+        if not self._pooled:
+            environ[UNPOOLED_VARIABLE] = "1"
+        with (self._folder / f"{node}.log").open("wb") as log, theirs, asked:
             command = [sys.executable, "-m", "benchmarks.bed.node"]
-            self._processes.append(
-                subprocess.Popen(command, env=environ, pass_fds=[theirs.fileno()], stderr=log, cwd=ROOT)
+            self._zygotes.append(
+                subprocess.Popen(command, env=environ, pass_fds=[asked.fileno()], stderr=log, cwd=ROOT)
             )
+            self._daemons.append(Orphan(forked(asking, theirs.fileno())))
         self._sockets.append(ours)
         self.controls.append(Control(ours, self._authority, mesh.first_change(self._all)))
         agent.enroll(pods)
 
     def client(self) -> list[int]:
-        """Processes of the client's node."""
-        return family(self._processes[0].pid)
+        """Processes of the client's node: its zygote and its ztunnel."""
+        return self._node(0)
 
     def server(self) -> list[int]:
         """Processes of the server's node."""
-        return family(self._processes[1].pid)
+        return self._node(1)
+
+    def _node(self, number: int) -> list[int]:
+        return [*family(self._zygotes[number].pid), *family(self._daemons[number].pid)]
 
     def stop(self) -> None:
         """End them all."""
-        stop(self._processes)
+        stop([*self._daemons, *self._zygotes])
         for sock in self._sockets:
             sock.close()
 
@@ -126,7 +147,9 @@ class Envoy:
 
     name = "envoy"
 
-    def __init__(self, folder: Path, application: tuple[str, int], client_ip: str) -> None:
+    def __init__(
+        self, folder: Path, application: tuple[str, int], client_ip: str, *, pooled: bool = True
+    ) -> None:
         self._folder = folder
         self._processes: list[subprocess.Popen[bytes]] = []
         self.door = (client_ip, free_port(client_ip))
@@ -135,7 +158,7 @@ class Envoy:
         try:
             self._start("server", server_config(folder, authority, hbone, application))
             self._wait(hbone)
-            self._start("client", client_config(folder, authority, self.door, hbone, application))
+            self._start("client", client_config(folder, authority, self.door, hbone, application, pooled))
             self._wait(self.door)
         except BaseException:
             self.stop()
@@ -172,7 +195,48 @@ class Envoy:
         stop(self._processes)
 
 
-def stop(processes: list[subprocess.Popen[bytes]]) -> None:
+class Orphan:
+    """A process that is nobody's child here, by a descriptor that never means another one.
+
+    Its methods are those of ``subprocess.Popen`` that ``stop`` needs.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._fd = os.pidfd_open(pid)
+
+    def send_signal(self, number: int) -> None:
+        """Nothing if it has ended."""
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._fd, number)
+
+    def kill(self) -> None:
+        """At once."""
+        self.send_signal(signal.SIGKILL)
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Return when it has ended; raises ``subprocess.TimeoutExpired``."""
+        if not select.select([self._fd], [], [], timeout)[0]:
+            raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0)
+
+
+def forked(zygote: socket.socket, control: int) -> int:
+    """Ask a zygote for a ztunnel with this connection to control, tell it to begin; returns its PID."""
+    go, say_go = os.pipe()
+    ready = os.open(os.devnull, os.O_WRONLY)  # The bench asks the agent's end who serves.
+    try:
+        socket.send_fds(zygote, [b"f"], [control, ready, go])
+        answer = json.loads(zygote.recv(4096) or b"{}")
+        os.write(say_go, b"g")
+    finally:
+        for fd in (go, say_go, ready):
+            os.close(fd)
+    if "host_pid" not in answer:
+        raise SystemExit(f"the zygote does not fork: {answer.get('error', 'it is gone')}")
+    return int(answer["host_pid"])
+
+
+def stop(processes: Sequence[subprocess.Popen[bytes] | Orphan]) -> None:
     """SIGTERM, then SIGKILL; returns when all are gone."""
     for process in processes:
         process.send_signal(signal.SIGTERM)

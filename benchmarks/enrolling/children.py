@@ -22,7 +22,10 @@ ANSWER_SECONDS = 2 * STALL_SECONDS + 30.0
 class Child:
     """One such process; use it as an async context manager."""
 
-    def __init__(self, module: str, *arguments: str, fds: Sequence[int] = ()) -> None:
+    def __init__(
+        self, module: str, *arguments: str, fds: Sequence[int] = (), patience: float = ANSWER_SECONDS
+    ) -> None:
+        self._patience = patience
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", module, *arguments],
             stdin=subprocess.PIPE,
@@ -61,7 +64,7 @@ class Child:
             EOFError: the process has ended.
         """
         await self.say(line)
-        with trio.fail_after(ANSWER_SECONDS):
+        with trio.fail_after(self._patience):
             return json.loads(await self.read_line())
 
     async def read_line(self) -> bytes:

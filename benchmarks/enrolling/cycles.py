@@ -9,6 +9,7 @@ take their place.
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections import Counter
@@ -21,7 +22,9 @@ import trio
 
 from benchmarks.enrolling.children import Child
 from benchmarks.enrolling.fabric import DEADLINE, Fabric, Wire, fabric
+from benchmarks.enrolling.flows import STALL_SECONDS, STARVED_STALL_SECONDS
 from benchmarks.enrolling.leaks import holdings, leaked
+from benchmarks.enrolling.starvation import starved
 from benchmarks.enrolling.statistics import quantiles
 from benchmarks.enrolling.wires import BRIDGED
 
@@ -39,6 +42,16 @@ KEPT_CYCLES = 5
 DWELL_SECONDS = 0.05
 
 
+# Deadlines of ztunnel that are there for peers on other machines: what is asked of a starved machine is
+# whether the order of things loses anything, not whether ten seconds are enough for it.
+STARVED_LIMITS = {
+    f"AMBIENT_{name}_TIMEOUT": f"{STARVED_STALL_SECONDS:g}s"
+    for name in ("TLS_HANDSHAKE", "CONNECT", "DIAL", "FIRST_CONNECT", "PING")
+} | {"USER_TIMEOUT_ENABLED": "false"}
+# As our daemons write it: "no answer to CONNECT within 10 s", "no sign of life for 15 s".
+_DEADLINE = re.compile(r"no [^:\"\n]*? (?:within|for) \d+ s|did not answer within \d+ s")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     """What one row measures.
@@ -46,12 +59,19 @@ class Case:
     Attributes:
         rules: ``ambient`` or ``istio-published``.
         unenroll: ``drain`` or ``delete``: the order of removal.
+        starve: Processes that burn CPU meanwhile, and take it from the mesh and from the generator.
     """
 
     rules: str
     unenroll: str
     cni: str
     cycles: int
+    starve: int = 0
+
+    @property
+    def patience(self) -> float:
+        """Seconds after which the generator gives a connection up."""
+        return STARVED_STALL_SECONDS if self.starve else STALL_SECONDS
 
 
 @dataclass(slots=True)
@@ -67,15 +87,24 @@ async def run_case(run_dir: Path, *, wire: Wire, **what: Any) -> dict[str, Any]:
     """Measure the ``Case`` of *what* in the present (fresh) namespaces; return its row."""
     case = Case(**what)
     agent = ("-m", "benchmarks.enrolling.agent", case.rules, case.unenroll)
-    async with fabric(run_dir, nodes=2, agent=agent, wire=wire, bridged=case.cni in BRIDGED) as mesh:
+    settings = STARVED_LIMITS if case.starve else {}
+    async with fabric(
+        run_dir, nodes=2, agent=agent, wire=wire, bridged=case.cni in BRIDGED, settings=settings
+    ) as mesh:
         await mesh.apply(*_manifests(), pods=len(PODS) + len(OUTSIDERS))
         observer = mesh.pod("observer").netns
         netnses = [pod.netns for pod in mesh.pods.values()]
         async with (
-            Child("benchmarks.enrolling.traffic", fds=netnses) as traffic,
-            Child("benchmarks.enrolling.probe", str(observer), fds=[observer]) as probe,
+            Child("benchmarks.enrolling.traffic", fds=netnses, patience=3 * case.patience) as traffic,
+            Child(
+                "benchmarks.enrolling.probe",
+                str(observer),
+                str(case.patience),
+                fds=[observer],
+                patience=3 * case.patience,
+            ) as probe,
         ):
-            await traffic.say(json.dumps(_scene(mesh)))
+            await traffic.say(json.dumps({**_scene(mesh), "patience": case.patience}))
             return await _measure(mesh, case, traffic, probe)
 
 
@@ -85,10 +114,11 @@ async def _measure(mesh: Fabric, case: Case, traffic: Child, probe: Child) -> di
     before = _holdings(mesh)
     await traffic.ask("start")
     counts = _Counts()
-    for cycle in range(case.cycles):
-        await _cycle(mesh, counts, traffic, probe, cycle)
-        if sys.stderr.isatty() or cycle % 10 == 9:
-            print(f"{case.rules} {case.unenroll}: cycle {cycle + 1} of {case.cycles}", file=sys.stderr)
+    with starved(case.starve):
+        for cycle in range(case.cycles):
+            await _cycle(mesh, counts, traffic, probe, cycle)
+            if sys.stderr.isatty() or cycle % 10 == 9:
+                print(f"{case.rules} {case.unenroll}: cycle {cycle + 1} of {case.cycles}", file=sys.stderr)
     await traffic.ask("stop")
     if counts.through % (2 * KEPT_CYCLES):
         await traffic.ask(f"close through{counts.groups}")
@@ -96,7 +126,7 @@ async def _measure(mesh: Fabric, case: Case, traffic: Child, probe: Child) -> di
     if said["cut"]["before"] < LONG:
         said = await traffic.ask("close before")
     left = await _left(mesh, before)
-    return _row(case, counts, said, left)
+    return _row(case, counts, said, left, deadlines_run_out(mesh.run_dir))
 
 
 async def _cycle(mesh: Fabric, counts: _Counts, traffic: Child, probe: Child, cycle: int) -> None:
@@ -108,7 +138,7 @@ async def _cycle(mesh: Fabric, counts: _Counts, traffic: Child, probe: Child, cy
     if cycle % (2 * KEPT_CYCLES) == KEPT_CYCLES:
         await traffic.ask(f"close through{counts.groups}")
     counts.through = cycle % (2 * KEPT_CYCLES) < KEPT_CYCLES
-    result = await mesh.call("enroll", targets=[_TARGET], mode="none", timeout=DEADLINE)
+    result = await mesh.call("enroll", targets=[_TARGET], mode="none", timeout=DEADLINE * 10)
     counts.failed += result["failed"]
     await trio.sleep(DWELL_SECONDS)
 
@@ -125,18 +155,29 @@ async def _enroll(mesh: Fabric, counts: _Counts, probe: Child) -> None:
             counts.enroll_ms.append((seen - started) * 1000 if seen else float("inf"))
 
         nursery.start_soon(captured)
-        result = await mesh.call("enroll", targets=[_TARGET], mode="ambient", timeout=DEADLINE)
+        result = await mesh.call("enroll", targets=[_TARGET], mode="ambient", timeout=DEADLINE * 10)
         counts.enrolling_seconds += time.monotonic() - started
         counts.failed += result["failed"]
 
 
-def _row(case: Case, counts: _Counts, said: dict[str, Any], left: dict[str, int]) -> dict[str, Any]:
+def deadlines_run_out(run_dir: Path) -> Counter[str]:
+    """What the daemons waited for in vain, in their own words: nobody was lost there by an enrollment."""
+    found: Counter[str] = Counter()
+    for log in sorted((run_dir / "logs").iterdir()):
+        found.update(_DEADLINE.findall(log.read_text(errors="replace")))
+    return found
+
+
+def _row(
+    case: Case, counts: _Counts, said: dict[str, Any], left: dict[str, int], run_out: Counter[str]
+) -> dict[str, Any]:
     cut = sum(number for group, number in said["cut"].items() if group != "before")
     return {
         "rules": case.rules,
         "unenroll": case.unenroll,
         "cni": case.cni,
         "cycles": case.cycles,
+        "starve": case.starve,
         "new_ok": said["new_ok"],
         "new_failed": said["new_failed"],
         "preexisting_reset": said["cut"]["before"],
@@ -149,6 +190,8 @@ def _row(case: Case, counts: _Counts, said: dict[str, Any], left: dict[str, int]
         "enrollments_failed": counts.failed,
         "what_leaked": left,
         "why_failed": said["reasons"],
+        "generator_patience_seconds": case.patience,
+        "deadlines_run_out": dict(run_out),
     }
 
 

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import trio
@@ -58,12 +59,14 @@ class Fabric:
         desk: Calls of the command line.
         agent: Arguments after ``python`` of the node agents.
         bridged: Whether pods pass their node's IP stack by.
+        settings: Of the daemons' environment.
     """
 
     run_dir: Path
     agent: Sequence[str]
     wire: Wire = wiring.add_pod
     bridged: bool = False
+    settings: Mapping[str, str] = field(default_factory=dict)
     nodes: dict[str, Node] = field(default_factory=dict)
     pods: dict[str, Pod] = field(default_factory=dict)
     daemons: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
@@ -78,7 +81,7 @@ class Fabric:
 
     async def call(self, method: str, **params: Any) -> Any:
         """Ask control as the command line would."""
-        with trio.fail_after(DEADLINE):
+        with trio.fail_after(max(DEADLINE, params.get("timeout", 0.0))):
             return await self.desk.call(method, **params)
 
     async def apply(self, *objects: Mapping[str, Any], pods: int) -> None:
@@ -125,7 +128,9 @@ class Fabric:
     async def _node(self, control: AdminClient, plan: NodePlan) -> None:
         node = self.nodes[plan.name] = Node(plan, wiring.add_node(plan, bridged=self.bridged))
         Path(zds_path(str(self.run_dir), plan.name)).parent.mkdir(parents=True)
-        environment = node_environment(_environment(self.run_dir), str(self.run_dir), plan)
+        environment = node_environment(
+            {**_environment(self.run_dir), **self.settings}, str(self.run_dir), plan
+        )
         for role, arguments in (("agent", self.agent), ("ztunnel", ("-m", "ztunnel"))):
             with self._launch(
                 f"{role}-{plan.name}", arguments, "AMBIENT_CONTROL_FD", node.netns, environment
@@ -172,9 +177,10 @@ async def fabric(
     agent: Sequence[str] = ("-m", "ambient.redirect"),
     wire: Wire = wiring.add_pod,
     bridged: bool = False,
+    settings: Mapping[str, str] = MappingProxyType({}),
 ) -> AsyncIterator[Fabric]:
     """A mesh of *nodes* nodes whose daemons are connected; gone at the end of the block."""
-    made = Fabric(run_dir, agent, wire, bridged)
+    made = Fabric(run_dir, agent, wire, bridged, settings)
     (run_dir / "logs").mkdir(parents=True)
     wiring.prepare_outer()
     try:

@@ -1,6 +1,6 @@
 """Says when a pod is first captured, seen from outside: a process of its own, so that its clock is not late.
 
-    python -m benchmarks.enrolling.probe <netns fd>     # "watch ADDRESS" a line; the time as the answer
+    python -m benchmarks.enrolling.probe <netns fd> [<patience>]    # "watch ADDRESS" a line; answers the time
 
 Asks for a port on which nothing listens. Refused means that the pod's own kernel answered; connected, that
 the rules of enrollment led to the proxy.
@@ -20,9 +20,9 @@ PAUSE_SECONDS = 0.001
 DEADLINE = 30.0
 
 
-def first_captured(netns: int, address: str) -> float:
+def first_captured(netns: int, address: str, patience: float = DEADLINE) -> float:
     """The monotonic time of the first captured connection from *netns* to *address*; 0 if none comes."""
-    end = time.monotonic() + DEADLINE
+    end = time.monotonic() + patience
     while time.monotonic() < end:
         if is_captured(netns, address):
             return time.monotonic()
@@ -45,9 +45,9 @@ def is_captured(netns: int, address: str) -> bool:
 
 def main() -> None:
     """Answer until stdin closes."""
-    netns = int(sys.argv[1])
+    netns, patience = int(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else DEADLINE
     for line in sys.stdin:
-        print(first_captured(netns, line.split()[1]), flush=True)
+        print(first_captured(netns, line.split()[1], patience), flush=True)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from itertools import count
 from typing import Any
 
-from benchmarks.enrolling.flows import Client, Echo, Flow
+from benchmarks.enrolling.flows import STALL_SECONDS, Client, Echo, Flow
 
 # The issue's figure.
 NEW_EVERY_SECONDS = 0.005
@@ -35,11 +35,12 @@ class Traffic:
     Args:
         servers: Namespaces of the pods that echo.
         flows: New and long connections take them in turn.
+        patience: Seconds; a connection that has not echoed for so long is given up.
     """
 
-    def __init__(self, servers: list[int], flows: list[Flow]) -> None:
+    def __init__(self, servers: list[int], flows: list[Flow], patience: float = STALL_SECONDS) -> None:
         self.selector = selectors.DefaultSelector()
-        self._flows = flows
+        self._flows, self._patience = flows, patience
         self._numbers = count(1)
         self._echoes = [Echo(self.selector, netns) for netns in servers]
         self._new: set[Client] = set()
@@ -109,8 +110,8 @@ class Traffic:
 
     def _find_stalled(self, now: float) -> None:
         for client in [*self._new, *self._all_kept()]:
-            if client.is_stalled(now):
-                client.fail("no answer")
+            if client.is_stalled(now, self._patience):
+                client.fail(f"the generator waited {self._patience:g} s for an answer")
 
     def _ended_new(self, client: Client) -> None:
         self._new.discard(client)
@@ -188,7 +189,7 @@ def main() -> None:
     with open(0, "rb", buffering=0, closefd=False) as unbuffered:
         scene = json.loads(unbuffered.readline())
     flows = [Flow(*each) for each in scene["flows"]]
-    Desk(Traffic(scene["servers"], flows)).serve()
+    Desk(Traffic(scene["servers"], flows, scene["patience"])).serve()
 
 
 if __name__ == "__main__":

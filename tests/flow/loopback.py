@@ -162,10 +162,9 @@ class RecordingJournal(Journal):
         terse: Set it where the line matters, which then is all there is.
     """
 
-    terse = False
-
     def __init__(self, reactor: Reactor) -> None:
         super().__init__(reactor, TcpMetrics(), write=lambda text: self.lines.extend(text.splitlines()))
+        self.terse = False
         self.records: list[AccessRecord] = []
         self.lines: list[str] = []
 

@@ -21,8 +21,8 @@ from ambient.redirect import cni, cni_server
 from ambient.redirect.backend import Standing
 from ambient.redirect.backends import Nowhere
 from ambient.redirect.cni_server import CniServer
+from ambient.redirect.keeper_plan import State
 from ambient.redirect.plan import Capture
-from ambient.redirect.pod_keeper import State
 from ambient.wire.xds import NodePod
 
 NETNS = "/proc/self/ns/net"

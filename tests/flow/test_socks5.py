@@ -6,11 +6,11 @@ import pytest
 import trio
 
 from ambient.model.record import Direction, Flag
+from ambient.model.route import SOCKS_PORT
 from ambient.model.workload import Workload
 from ambient.wire.socks5 import Reply, reply
 from tests.flow.loopback import LoopbackMesh, application, echo, in_mesh, read_all
 from tests.flow.test_ztunnel_path import deny_account
-from ztunnel.socks5 import SOCKS_PORT
 
 
 async def entered(workload: Workload, request: bytes) -> trio.SocketStream:

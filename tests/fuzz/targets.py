@@ -13,9 +13,10 @@ from ambient.engine.pages import Answer, Query, Routes, encode_head, find
 from ambient.errors import ConfigError, RemoteProtocolError
 from ambient.model.address import canonical, format_hostport, parse_hostport
 from ambient.wire import zds
-from ambient.wire.hbone import HboneConnection, Role
+from ambient.wire.hbone_client import HboneClient
 from ambient.wire.hbone_events import DataReceived, RequestReceived
 from ambient.wire.hbone_frames import FRAME_HEADER_BYTES
+from ambient.wire.hbone_server import HboneServer
 
 # Descriptors are numbers to a sans-IO machine.
 FD = 7
@@ -24,9 +25,9 @@ FD = 7
 def hbone(data: bytes) -> None:
     """The HTTP/2 decoder of either role, in pieces; the first byte says how they are cut."""
     step = data[0] + 1 if data else 1
-    for role in Role:
-        connection = HboneConnection(role)
-        if role is Role.CLIENT:
+    for role in (HboneClient, HboneServer):
+        connection = role()
+        if role is HboneClient:
             connection.open("10.0.0.1:80")
         with suppress(RemoteProtocolError):
             for start in range(1, len(data), step):

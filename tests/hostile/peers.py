@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ class Door:
         authority: Of the application in the pod.
         ca: The mesh's, which signs whatever it is asked for.
         elsewhere: An address of nobody's.
+        got: What the application has got from it so far.
     """
 
     address: tuple[str, int]
@@ -70,6 +72,14 @@ class Door:
     authority: str
     ca: Signer
     elsewhere: str
+    got: Callable[[], bytes] = bytes
+
+    def arrived(self, data: bytes) -> None:
+        """Wait until the application has got *data*: one that is reset too soon never learns from whom."""
+        end = time.monotonic() + PATIENCE
+        while self.got() != data:
+            assert time.monotonic() < end, "the application did not get everything"
+            time.sleep(0.005)
 
     @property
     def pod(self) -> str:

@@ -116,7 +116,8 @@ class Scene:
         svid = await self.mesh.svids.get(self.web.identity)
         address = (self.api.addresses[0], 15008)
         ca = Signer.of(self.mesh.svids.authority)
-        return Door(address, self.web.addresses[0], svid, self.authority, ca, fresh_ip())
+        ip = self.web.addresses[0]
+        return Door(address, ip, svid, self.authority, ca, fresh_ip(), lambda: self.bytes.get(ip, b""))
 
     async def serve(self, stream: trio.SocketStream) -> None:
         """The application: remembers and echoes, and does not mind who resets it."""

@@ -15,8 +15,9 @@ from ambient.model.route import RESERVED_PORTS
 from ambient.wire import hbone_budget as budget
 from ambient.wire import hbone_frames as f
 from ambient.wire import hbone_headers as h
-from ambient.wire.hbone import FIRST_WINDOW_BYTES, MAX_SERVER_STREAMS
 from ambient.wire.hbone_frames import ErrorCode as E
+from ambient.wire.hbone_server import MAX_SERVER_STREAMS
+from ambient.wire.hbone_streams import FIRST_WINDOW_BYTES
 from tests.hostile.peers import Door, Wire
 from tests.hostile.scene import APP_PORT, Attack, Case, Scene, play
 from ztunnel.network import Address, Cancellable, OnDialled
@@ -220,6 +221,7 @@ def no_window(door: Door) -> None:
         assert wire.status() == 200
         wire.send(f.frame(f.DATA, 0, 1, b"y" * 16_000))
         wire.alive()
+        door.arrived(b"y" * 16_000)
 
 
 def huge_settings(door: Door) -> None:

@@ -10,6 +10,7 @@ import random
 import ssl
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from cryptography import x509
@@ -202,7 +203,7 @@ def empty_records(door: Door) -> None:
 
 def from_elsewhere(door: Door) -> None:
     """The certificate of a pod whose address this is not; it is let in, and named by its certificate only."""
-    elsewhere = Door(door.address, door.elsewhere, door.svid, door.authority, door.ca, door.elsewhere)
+    elsewhere = replace(door, source=door.elsewhere)
     served()(elsewhere)
 
 

@@ -70,6 +70,10 @@ class Ztunnel:
         """This process."""
         return frozenset({os.getpid()})
 
+    def held(self, uid: str) -> frozenset[int]:
+        """Nothing twice."""
+        return frozenset()
+
 
 @contextmanager
 def attesting(pods: Sequence[Pod], rules: RulesAsked | None = None) -> Iterator[Attestor]:

@@ -354,7 +354,8 @@ def test_a_dry_run_of_a_strangers_namespace_leaves_no_trace(place: Place) -> Non
         assert any(open_now[0].source in each for each in fine["established_connections"])
         (finding,) = blocked["findings"]
         assert finding["blocks"]
-        assert f"port 15006 is taken by python (pid {os.getpid()})" in finding["reason"]
+        comm = Path("/proc/self/comm").read_text().strip()
+        assert f"port 15006 is taken by {comm} (pid {os.getpid()})" in finding["reason"]
         assert place.mesh.pods() == {}
         assert backend.standing(host.netns) is Standing.NONE
 

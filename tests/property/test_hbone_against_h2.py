@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from ambient.errors import RemoteProtocolError
 from ambient.wire import hbone_frames as f
 from ambient.wire import hbone_headers as h
-from ambient.wire.hbone import HboneConnection, Role
 from ambient.wire.hbone_events import DataReceived, RequestReceived
+from ambient.wire.hbone_server import HboneServer
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ sequences = st.tuples(opened, st.lists(st.one_of(headers, data, control), min_si
 
 def ours(frames: list[bytes]) -> str:
     """ "" if our server goes on, else why it ended the connection."""
-    connection = HboneConnection(Role.SERVER)
+    connection = HboneServer()
     try:
         connection.receive_data(memoryview(f.PREFACE + f.settings(())), 0.0)
         for number, frame in enumerate(frames):

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from ambient.errors import LocalProtocolError, RemoteProtocolError
 from ambient.wire import hbone_frames as f
-from ambient.wire.hbone import HboneConnection, Role
+from ambient.wire.hbone import HboneConnection
+from ambient.wire.hbone_client import HboneClient
 from ambient.wire.hbone_events import (
     DataReceived,
     GoawayReceived,
@@ -26,8 +27,10 @@ from ambient.wire.hbone_events import (
     StreamEnded,
     StreamReset,
 )
+from ambient.wire.hbone_server import HboneServer
 
 AUTHORITY = "10.244.1.3:80"
+ROLES = (HboneClient, HboneServer)
 texts = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=200)
 names = st.from_regex(r"x-[a-z0-9-]{0,20}[a-z]", fullmatch=True)
 header_lists = st.lists(st.tuples(names, texts), max_size=5).map(tuple)
@@ -37,9 +40,9 @@ payloads = st.binary(max_size=40_000)
 class Oracle:
     """h2 at the other end: feeds what we say to it, and what it says to us, in slices."""
 
-    def __init__(self, role: Role, cut: Callable[[bytes], list[bytes]]) -> None:
-        self.ours = HboneConnection(role)
-        config = h2.config.H2Configuration(client_side=role is Role.SERVER, header_encoding="utf-8")
+    def __init__(self, role: type[HboneConnection], cut: Callable[[bytes], list[bytes]]) -> None:
+        self.ours = role()
+        config = h2.config.H2Configuration(client_side=role is HboneServer, header_encoding="utf-8")
         self.h2 = h2.connection.H2Connection(config)
         self.h2.initiate_connection()
         self.h2.increment_flow_control_window(2**24)
@@ -112,7 +115,7 @@ def test_our_server_understands_h2(
     cut: Callable[[bytes], list[bytes]], headers: Any, up: bytes, down: bytes, pad: int
 ) -> None:
     """A whole CONNECT from h2's client: headers, padded data, both ends of file."""
-    oracle = Oracle(Role.SERVER, cut)
+    oracle = Oracle(HboneServer, cut)
     oracle.exchange()
     oracle.h2.send_headers(1, [(":method", "CONNECT"), (":authority", AUTHORITY), *headers])
     oracle.exchange()
@@ -141,7 +144,7 @@ def test_our_client_understands_h2(
     cut: Callable[[bytes], list[bytes]], headers: Any, up: bytes, down: bytes, pad: int
 ) -> None:
     """The same with the roles exchanged."""
-    oracle = Oracle(Role.CLIENT, cut)
+    oracle = Oracle(HboneClient, cut)
     oracle.exchange()
     stream = oracle.ours.open(AUTHORITY, headers)
     oracle.exchange()
@@ -164,9 +167,14 @@ def test_our_client_understands_h2(
     assert not oracle.ours.streams
 
 
-@given(cutters(), st.sampled_from(list(Role)), st.integers(1, 2**31 - 1), st.integers(16_384, 2**24 - 1))
+@given(
+    cutters(),
+    st.sampled_from(ROLES),
+    st.integers(1, 2**31 - 1),
+    st.integers(16_384, 2**24 - 1),
+)
 def test_settings_of_h2_are_obeyed(
-    cut: Callable[[bytes], list[bytes]], role: Role, window: int, max_frame: int
+    cut: Callable[[bytes], list[bytes]], role: type[HboneConnection], window: int, max_frame: int
 ) -> None:
     """The peer's limits are limits: h2 would raise if we sent more than it allowed."""
     oracle = Oracle(role, cut)
@@ -181,7 +189,7 @@ def test_settings_of_h2_are_obeyed(
 @given(cutters(), st.integers(1, 30_000), payloads)
 def test_what_does_not_fit_waits(cut: Callable[[bytes], list[bytes]], window: int, data: bytes) -> None:
     """With a small window the rest goes out as the peer gives it back, never before."""
-    oracle = Oracle(Role.CLIENT, cut)
+    oracle = Oracle(HboneClient, cut)
     oracle.h2.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: window})
     oracle.exchange()
     stream = oracle.ours.open(AUTHORITY)
@@ -206,7 +214,7 @@ def test_what_does_not_fit_waits(cut: Callable[[bytes], list[bytes]], window: in
 @given(cutters(), st.sampled_from(list(h2.errors.ErrorCodes)))
 def test_resets_and_goaway_arrive(cut: Callable[[bytes], list[bytes]], code: h2.errors.ErrorCodes) -> None:
     """An abort at one end is an abort at the other, with its reason."""
-    oracle = Oracle(Role.CLIENT, cut)
+    oracle = Oracle(HboneClient, cut)
     oracle.exchange()
     first, second = oracle.ours.open(AUTHORITY), oracle.ours.open(AUTHORITY)
     oracle.exchange()
@@ -239,21 +247,21 @@ frames = st.builds(
 )
 
 
-def started(role: Role) -> HboneConnection:
+def started(role: type[HboneConnection]) -> HboneConnection:
     """A connection whose peer has greeted."""
-    connection = HboneConnection(role)
-    preface = f.PREFACE if role is Role.SERVER else b""
+    connection = role()
+    preface = f.PREFACE if role is HboneServer else b""
     connection.receive_data(memoryview(preface + f.settings(())), 0.0)
     return connection
 
 
-@given(st.sampled_from(list(Role)), st.lists(frames, max_size=20), st.booleans())
+@given(st.sampled_from(ROLES), st.lists(frames, max_size=20), st.booleans())
 def test_any_frames_in_any_order_raise_only_remote_protocol_error(
-    role: Role, sequence: list[bytes], opened: bool
+    role: type[HboneConnection], sequence: list[bytes], opened: bool
 ) -> None:
     """Whatever the peer sends, the worst outcome is "close the connection"."""
     connection = started(role)
-    if opened and role is Role.CLIENT:
+    if opened and role is HboneClient:
         connection.open(AUTHORITY)
     with suppress(RemoteProtocolError):
         for data in sequence:
@@ -263,10 +271,12 @@ def test_any_frames_in_any_order_raise_only_remote_protocol_error(
             connection.take_output()
 
 
-@given(st.sampled_from(list(Role)), st.lists(st.binary(max_size=64), max_size=8), st.booleans())
-def test_garbage_raises_only_remote_protocol_error(role: Role, chunks: list[bytes], greeted: bool) -> None:
+@given(st.sampled_from(ROLES), st.lists(st.binary(max_size=64), max_size=8), st.booleans())
+def test_garbage_raises_only_remote_protocol_error(
+    role: type[HboneConnection], chunks: list[bytes], greeted: bool
+) -> None:
     """The same for bytes that are no frames at all."""
-    connection = started(role) if greeted else HboneConnection(role)
+    connection = started(role) if greeted else role()
     with suppress(RemoteProtocolError):
         for chunk in chunks:
             connection.receive_data(memoryview(chunk), 0.0)
@@ -275,7 +285,7 @@ def test_garbage_raises_only_remote_protocol_error(role: Role, chunks: list[byte
 @given(st.lists(st.sampled_from(["open", "end", "reset", "close", "ping"]), max_size=20))
 def test_our_own_order_never_confuses_h2(verbs: list[str]) -> None:
     """Whatever our callers do, h2 finds nothing to complain about."""
-    oracle = Oracle(Role.CLIENT, lambda data: [data] if data else [])
+    oracle = Oracle(HboneClient, lambda data: [data] if data else [])
     oracle.exchange()
     streams: list[Stream] = []
     for verb in verbs:

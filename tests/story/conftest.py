@@ -96,11 +96,12 @@ def _make(run_dir: Path, rootless: bool) -> Mesh:
 
 
 @pytest.fixture(params=["rootless", "root"])
-def mesh(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Mesh]:
+def mesh(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     """A mesh that is not up yet, once per way of running; ``clean`` runs whatever happened."""
     if request.param == "root" and os.geteuid() != 0:
         pytest.skip("not root")
-    made = _make(tmp_path / "run", request.param == "rootless")
+    # Unix sockets have short paths; a test's own directory bears its whole name.
+    made = _make(tmp_path_factory.mktemp("mesh") / "run", request.param == "rootless")
     try:
         yield made
     finally:

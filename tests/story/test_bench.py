@@ -15,6 +15,7 @@ def test_one_command_compares_on_a_mesh_of_its_own(mesh: Mesh) -> None:
     """Too short for numbers; long enough to see plaintext without a mesh and none with one."""
     asked = ("--modes", "none,ambient", "--rate", "50", "--duration", "2s", "--rounds", "1", "-o", "json")
     done = mesh.run("bench", "run", *asked)
+    assert done.stdout, done.stderr
     document = json.loads(done.stdout)
 
     assert document["kind"] == "BenchRun", done.stderr

@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 from ambient.control.bell import Bell
-from ambient.control.distribution import Distribution, Link, Peer
+from ambient.control.distribution import UPDATE_SECONDS, Distribution, Link, Peer
 from ambient.control.registry_plan import Registry
 from ambient.errors import Unavailable
 from ambient.model.identity import SpiffeId
@@ -29,11 +29,13 @@ class FakeOwner:
     now: Registry = field(default_factory=Registry)
     heard: list[Mapping[str, Any]] = field(default_factory=list)
     wake: Callable[[], None] = lambda: None
+    looked: Callable[[], None] = lambda: None
 
     def registry(self) -> Registry:
         return self.now
 
     def node_pods(self, node: str) -> tuple[NodePod, ...]:
+        self.looked()
         return ()
 
     def certify(self, peer: Peer, identity: SpiffeId, csr: bytes) -> Issued:
@@ -57,12 +59,12 @@ class FakeOwner:
 class Conversation:
     """One link, with the daemon's end in the test's hands."""
 
-    def __init__(self) -> None:
+    def __init__(self, role: str = "ztunnel") -> None:
         self.bell = Bell()
         self.owner = FakeOwner(self.bell)
         self.end = DaemonEnd()
         self.stream, theirs = trio.testing.memory_stream_pair()
-        self.link = Link(Peer("ztunnel", "node-1"), theirs, self.owner, self.bell, 0.05)
+        self.link = Link(Peer(role, "node-1"), theirs, self.owner, self.bell, 0.05)
         self.distribution = Distribution(self.owner, self.bell)
         self.distribution._links.append(self.link)
         self.owner.wake = self.distribution.wake
@@ -125,6 +127,31 @@ async def test_a_daemon_that_has_much_to_ack_is_told_the_rest_at_once() -> None:
     assert [each.uid for each in last.change.workloads] == ["u4"]
     assert last.change.removed_workloads == ("u2",)
     assert applied
+
+
+def test_what_is_held_back_is_sent_though_its_time_came_while_we_looked() -> None:
+    """An agent's pods take a while to look at; nobody rings for an update that is due by then."""
+    clock = trio.testing.MockClock(autojump_threshold=0)
+
+    async def talks() -> list[object]:
+        talk = Conversation("agent")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(talk.link.run)
+            talk.owner.publish(1)
+            await talk.say(talk.end.hello())
+            first, *_ = await talk.hear()
+            assert isinstance(first, Updated)
+            talk.owner.looked = lambda: clock.jump(UPDATE_SECONDS)
+            talk.owner.publish(2)
+            with trio.fail_after(60):
+                told = await talk.hear()
+            nursery.cancel_scope.cancel()
+        return told
+
+    (second,) = trio.run(talks, clock=clock)
+
+    assert isinstance(second, Updated)
+    assert [each.uid for each in second.change.workloads] == ["u2"]
 
 
 async def test_a_slow_daemon_is_told_the_difference_to_now() -> None:

@@ -65,6 +65,7 @@ async def test_the_mesh_follows_control() -> None:
         await follow.synchronised()
         assert await control.next() == [xds.Acked(nonce, "")]
         assert follow.mesh.workload("u1") == POD
+        assert (follow.heard.addresses, follow.heard.received) == (1, len(data))
         assert seen == [1]
 
         def broken() -> None:
@@ -150,8 +151,11 @@ async def test_control_that_goes_or_babbles_ends_the_daemon(data: bytes, kind: t
         if data:
             far.send(data)
         far.shutdown(socket.SHUT_WR)
+        follow = Follow(near)
         with pytest.raises(kind):
-            await Follow(near).run()
+            await follow.run()
+    assert follow.heard.closed == (kind is Unavailable)
+    assert follow.heard.received == len(data)
 
 
 def test_the_inherited_socket() -> None:

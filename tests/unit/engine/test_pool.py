@@ -145,7 +145,7 @@ def test_a_stream_that_is_refused_on_a_fresh_connection_is_asked_for_on_another(
 
     def refuse(request: Any) -> None:
         proxies.on_request = None
-        request.connection.wire.reset(request._stream._stream, ErrorCode.REFUSED_STREAM)
+        request.connection.wire.reset(request, ErrorCode.REFUSED_STREAM)
         request.connection.touch()
 
     proxies.on_request = refuse

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import pickle
+import select
 import socket
 import ssl
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import pytest
 
 from ambient.engine.channel import NullReceiver
 from ambient.engine.tls import (
+    SEND_BYTES,
     Svid,
     TlsChannel,
     TlsContext,
@@ -207,6 +210,7 @@ def test_a_silent_peer_is_cut(loop: Any, accept: Any) -> None:
     near, told = accept(deadline=0.05)
     with near:
         assert near.recv(1) == b""
+    loop.until(lambda: told)
     assert reason(told[0]) == "deadline"
 
 
@@ -317,6 +321,65 @@ def test_broken_records_end_the_channel(loop: Any, shake: Any, client_svid: Svid
 
     assert isinstance(told["server closed"], TlsError)
     close(loop, told["client"])
+
+
+class Eager(NullReceiver):
+    """Writes as soon as it hears of room."""
+
+    def __init__(self, channel: TlsChannel) -> None:
+        self.channel, self.wrote = channel, 0
+
+    def write_ready(self) -> None:
+        self.wrote += 1
+        self.channel.write(b"B" * 1000)
+
+
+class Collect(NullReceiver):
+    """Keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.got = bytearray()
+
+    def data_received(self, data: memoryview) -> None:
+        self.got += data
+
+
+def test_what_is_written_at_news_of_room_never_splits_a_large_write(
+    loop: Any, client_svid: Svid, server_svid: Svid
+) -> None:
+    """A large write empties the queue that it finds; whoever waits for that comes after it."""
+    near, far = pair()
+    made: dict[str, TlsChannel] = {}
+    server = TlsContext(server_svid, server=True)
+    client = TlsContext(client_svid, server=False)
+    loop.do(lambda: accept_tls(loop.reactor, far, server, lambda made_: made.update(server=made_)))
+    loop.do(
+        lambda: connect_tls(
+            loop.reactor, near, client, frozenset((SERVER,)), lambda made_: made.update(client=made_)
+        )
+    )
+    loop.until(lambda: len(made) == 2)
+    eager, collect = Eager(made["client"]), Collect()
+    written = []
+
+    def crowd() -> None:
+        made["client"].start(eager)
+        made["server"].start(collect)
+        while not made["client"].full:
+            made["client"].write(b"A" * SEND_BYTES)
+            written.append(SEND_BYTES)
+        while (before := len(collect.got)) < sum(written):
+            made["server"].on_event(select.EPOLLIN)
+            if len(collect.got) == before:
+                break
+        made["client"].write(b"C" * (4 * SEND_BYTES))
+
+    loop.do(crowd)
+    loop.until(lambda: eager.wrote and len(collect.got) == sum(written) + 4 * SEND_BYTES + 1000 * eager.wrote)
+
+    runs = [name for name, _ in groupby(bytes(collect.got))]
+    close(loop, made["client"], made["server"])
+    assert runs == [*b"ACB"]
 
 
 def test_an_expired_peer_is_refused(loop: Any, mint: Any, server_svid: Svid, shake: Any) -> None:

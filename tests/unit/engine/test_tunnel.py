@@ -231,7 +231,7 @@ def test_a_paused_stream_holds_no_more_than_its_window(ends: Ends) -> None:
     ends.loop.do(server.pause)
     payload = bytes(range(256)) * 4000
     ends.loop.do(lambda: (client.write(payload), client.write_eof()))
-    ends.loop.until(lambda: not client.writable and ends.client.wire.sendable(client._stream) == 0)
+    ends.loop.until(lambda: not client.writable and ends.client.wire.sendable(client) == 0)
     assert far.data == b""
     assert ends.loop.do(lambda: sum(map(len, server._held))) <= 64 * 1024
 

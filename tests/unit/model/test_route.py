@@ -73,6 +73,8 @@ ROUTES: dict[str, tuple[str, int, float, Route]] = {
     "stranger": ("93.184.216.34", 443, 0.5, Pass("93.184.216.34", 443)),
     "stranger-15008": ("93.184.216.34", 15008, 0.5, Pass("93.184.216.34", 15008)),
     "own-port": ("10.0.0.9", 15001, 0.5, Refuse("attempted recursive call to ourselves")),
+    "socks-entry": ("10.0.0.9", 15080, 0.5, Refuse("attempted recursive call to ourselves")),
+    "loopback-socks-entry": ("127.0.0.1", 15080, 0.5, Refuse("attempted recursive call to ourselves")),
     "loopback-own-port": ("127.0.0.1", 15006, 0.5, Refuse("attempted recursive call to ourselves")),
     "v6-loopback": ("::1", 15008, 0.5, Refuse("attempted recursive call to ourselves")),
 }
@@ -145,6 +147,7 @@ ADMISSIONS: dict[str, tuple[str, Admission]] = {
         Rejected(503, "requested service served.shop:81 found, but cannot resolve port"),
     ),
     "own-port": ("10.0.1.1:15006", Rejected(503, "attempted recursive call to ourselves: port 15006")),
+    "socks-entry": ("10.0.1.1:15080", Rejected(503, "attempted recursive call to ourselves: port 15080")),
 }
 
 

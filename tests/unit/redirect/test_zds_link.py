@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -37,14 +37,16 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene() -> AsyncIterator[Scene]:
+async def scene(starved: Sequence[float] = (0.0,)) -> AsyncIterator[Scene]:
     ours, theirs = (
         trio.socket.from_stdlib_socket(each)
         for each in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     )
     with ours, theirs, trio.fail_after(10):
         async with trio.open_nursery() as nursery:
-            link = ZtunnelLink(ours, lambda _link, _uid: None, lambda _link, _passed: None)
+            link = ZtunnelLink(
+                ours, lambda _link, _uid: None, lambda _link, _passed: None, lambda _pid: starved[0]
+            )
             nursery.start_soon(link.read, nursery.cancel_scope)
             made = Scene(link, theirs, nursery)
             await theirs.send(made.wire.hello())
@@ -98,3 +100,27 @@ async def test_silence_ends_the_connection() -> None:
         here.nursery.start_soon(here.delete, "a", 0.02)
         await trio.sleep_forever()  # Cancelled by the link.
     assert here.answers == {"a": f"ztunnel {here.link.pid} did not answer within 0.02 s"}
+
+
+async def test_a_starved_ztunnel_is_waited_for_and_a_frozen_one_is_not() -> None:
+    """What it waited for a CPU is not held against it, up to a bound."""
+    waited = [0.0]
+    async with scene(waited) as here, trio.open_nursery() as nursery:
+        nursery.start_soon(here.delete, "starved", 0.05)
+        await here.asked()
+        waited[0] = 0.4
+        await trio.sleep(0.2)  # Not luck: four times its patience.
+        assert here.answers == {}
+        await here.sock.send(here.wire.ack())
+
+    assert here.answers == {"starved": ""}
+
+
+async def test_even_a_starved_ztunnel_is_given_up_some_time() -> None:
+    waited = [0.0]
+    async with scene(waited) as here, trio.open_nursery() as nursery:
+        nursery.start_soon(here.delete, "starved", 0.02)
+        await here.asked()
+        waited[0] = 1000.0
+
+    assert "did not answer" in here.answers["starved"]

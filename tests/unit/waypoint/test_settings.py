@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ambient.errors import ConfigError
+from ambient.model.limits import Limits
 from waypoint.__main__ import main
 from waypoint.daemon import own_workload
 from waypoint.settings import Settings, read_settings
@@ -23,6 +24,9 @@ def test_environment_is_read() -> None:
             "AMBIENT_RUN_DIR": "/run/ambient",
             "CONNECTION_TERMINATION_DEADLINE": "2.5s",
             "AMBIENT_ACCESS_LOG": "false",
+            "AMBIENT_PING_INTERVAL": "20s",
+            "AMBIENT_TUNNELS_PER_IDENTITY": "7",
+            "CRL_PATH": "/etc/crl.pem",
         }
     )
 
@@ -36,6 +40,8 @@ def test_environment_is_read() -> None:
         run_dir="/run/ambient",
         drain_seconds=2.5,
         access_log=False,
+        crl_path="/etc/crl.pem",
+        limits=Limits(ping_interval=20.0, tunnels_per_identity=7),
     )
     assert own_workload(settings).addresses == ("10.244.1.2",)
     assert own_workload(Settings(pod_uid="u", namespace="shop")).addresses == ()
@@ -48,6 +54,7 @@ def test_environment_is_read() -> None:
         ("CONNECTION_TERMINATION_DEADLINE", "soon"),
         ("CONNECTION_TERMINATION_DEADLINE", "-1"),
         ("AMBIENT_ACCESS_LOG", "perhaps"),
+        ("AMBIENT_DIAL_TIMEOUT", "never"),
     ],
 )
 def test_nonsense_is_refused(name: str, value: str) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ztunnel import durations, environment, settings
+from ambient.model import durations
+from ztunnel import environment, settings
 from ztunnel.environment import HONOURED, NOT_HONOURED, OURS, help_text, ignored
 
 # src/config.rs of Istio's ztunnel, 1.31.0-alpha; the metadata of its own pod, which describes and does

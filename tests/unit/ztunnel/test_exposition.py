@@ -8,12 +8,17 @@ from collections.abc import Iterator
 import trio
 import trio.testing
 
+from ambient.engine.follow import Heard
+from ambient.model.mesh import Change
+from ambient.model.policy import Action, Policy, Scope
+from ambient.model.release import VERSION
 from ambient.model.workload import Protocol
 from tests.flow.loopback import LoopbackMesh, expect_reset, in_mesh
 from ztunnel.dns_metrics import DnsMetrics
 from ztunnel.exposition import PAGES_A_SECOND, Page, exposition, metrics_routes
 
 STABLE = {
+    "istio_build",
     "istio_tcp_connections_opened_total",
     "istio_tcp_connections_closed_total",
     "istio_tcp_sent_bytes_total",
@@ -29,7 +34,7 @@ async def test_every_family_is_announced_and_says_whether_it_is_stable(mesh: Loo
     await expect_reset(mesh.connect(web, (api.addresses[0], 1)))
     await mesh.records(1)
 
-    text = "".join(exposition(mesh.journal.metrics, mesh.proxies, DnsMetrics()))
+    text = "".join(exposition(mesh.journal.metrics, mesh.proxies, DnsMetrics(), Heard()))
 
     announced = dict(re.findall(r"^# HELP (\S+) (.*)$", text, re.M))
     assert set(announced) == set(re.findall(r"^# TYPE (\S+) ", text, re.M))
@@ -40,6 +45,24 @@ async def test_every_family_is_announced_and_says_whether_it_is_stable(mesh: Loo
     assert 'ambient_handshakes_total{role="client"} 0\n' in text
     assert 'istio_tcp_sockets_open{reporter="source"} 0\n' in text
     assert "workload_manager_proxies_started_total 1\n" in text
+
+
+@in_mesh
+async def test_what_came_from_control_is_counted_by_kind(mesh: LoopbackMesh) -> None:
+    """A mesh that changes too often shows here first; the names are Istio's."""
+    heard = Heard(received=1234, closed=1)
+    policy = Policy(key="shop/p", namespace="shop", action=Action.DENY, scope=Scope.NAMESPACE, rules=())
+    heard.count(Change(removed_workloads=("a", "b")))
+    heard.count(Change(removed_services=("a",), policies=(policy,), snapshot=True))
+    heard.count(Change(snapshot=True))
+
+    text = "".join(exposition(mesh.journal.metrics, mesh.proxies, heard=heard))
+
+    assert f'istio_build{{component="ztunnel",tag="{VERSION}"}} 1\n' in text
+    assert 'istio_xds_message_total{url="type.googleapis.com/istio.workload.Address"} 2\n' in text
+    assert 'istio_xds_message_total{url="type.googleapis.com/istio.security.Authorization"} 1\n' in text
+    assert "istio_xds_message_bytes_total 1234\n" in text
+    assert 'istio_xds_connection_terminations_total{reason="Complete"} 1\n' in text
 
 
 @in_mesh

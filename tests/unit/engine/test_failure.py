@@ -6,11 +6,11 @@ import errno
 
 import pytest
 
+from ambient.engine.failure import describe, is_ordinary_end, may_go_elsewhere, status_of
 from ambient.engine.tls import TlsError
 from ambient.engine.tunnel import TunnelLost, TunnelRefused
 from ambient.errors import Denied, Unavailable
 from ambient.model.record import Flag
-from ztunnel.failure import describe, is_ordinary_end, may_go_elsewhere, status_of
 
 REFUSED = OSError(errno.ECONNREFUSED, "Connection refused")
 

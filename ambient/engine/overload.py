@@ -1,20 +1,18 @@
-"""What ztunnel does when descriptors or memory run short: say so once a second, and measure its memory.
+"""What a daemon does when descriptors or memory run short: say so once a second, and measure its memory.
 
-Refusing itself is the engine's (``ambient.engine.headroom``) and the inbound stream's.
+Floor 2. Refusing itself is ``ambient.engine.headroom``'s and the inbound stream's.
 """
 
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
+from collections.abc import Callable
 
 import trio
 
 from ambient.engine.headroom import Headroom
 from ambient.engine.reactor import Reactor
-
-log = logging.getLogger("ztunnel")
 
 # Between two lines about refused work.
 LINE_SECONDS = 1.0
@@ -27,10 +25,15 @@ OVERLOADED = "overloaded: no memory for new work"
 
 
 class RefusalLog:
-    """One line a second at the most, with the number of what it stands for."""
+    """One line a second at the most, with the number of what it stands for.
 
-    def __init__(self, reactor: Reactor) -> None:
+    Args:
+        say: Takes one line.
+    """
+
+    def __init__(self, reactor: Reactor, say: Callable[[str], None]) -> None:
         self._reactor = reactor
+        self._say = say
         self._next = 0.0
         self._unsaid = 0
 
@@ -40,7 +43,7 @@ class RefusalLog:
         now = self._reactor.now()
         if now >= self._next:
             self._next = now + LINE_SECONDS
-            log.warning("short of %s: refused new work, %d times since the last line", reason, self._unsaid)
+            self._say(f"short of {reason}: refused new work, {self._unsaid} times since the last line")
             self._unsaid = 0
 
 

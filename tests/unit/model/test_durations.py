@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 
 from ambient.errors import ConfigError
+from ambient.model.durations import COUNTS, SECONDS, duration, read_limits
 from ambient.model.limits import Limits
-from ztunnel.durations import COUNTS, SECONDS, duration, read_limits
 
 
 def test_the_defaults_are_the_promised_figures() -> None:
