@@ -4,8 +4,9 @@
 
 A client on node 1 opens connections at a steady rate through both nodes' ztunnels to an echo server on
 node 2 and compares every byte. Meanwhile, one after the other, in an order that the seed decides, a node's
-ztunnel or agent is killed (SIGKILL), frozen for a while (SIGSTOP, SIGCONT), or the ztunnel is upgraded in
-place. The next fault comes when the node serves again: one fault at a time.
+ztunnel, its zygote or agent is killed (SIGKILL), a ztunnel, an agent or control frozen for a while (SIGSTOP,
+SIGCONT), a ztunnel killed while control is frozen, or upgraded in place. The next fault comes when the node
+serves again.
 
 What must hold: no wrong byte ever; nobody fails who was not open at the moment when a ztunnel was killed;
 and at the end everything is there. The same seed gives the same faults, though not at the same microsecond.
@@ -57,6 +58,9 @@ class Faults:
             self.upgrade,
             self.kill_agent,
             self.freeze_agent,
+            self.kill_zygote,
+            self.freeze_control,
+            self.kill_ztunnel_without_control,
         )
         fault = self.chance.choice(faults)
         self.done[fault.__name__] += 1
@@ -93,6 +97,24 @@ class Faults:
     def freeze_agent(self, node: str) -> None:
         """Nobody notices."""
         self._freeze(self.mesh.process(f"agent/{node}"))
+
+    def kill_zygote(self, node: str) -> None:
+        """Nobody notices: it is needed only when a ztunnel is."""
+        self._kill(f"ztunnel/{node}/zygote", self.mesh.process(f"ztunnel/{node}/zygote"))
+
+    def freeze_control(self, node: str) -> None:
+        """Nobody notices."""
+        self._freeze(self.mesh.process("control"))
+
+    def kill_ztunnel_without_control(self, node: str) -> None:
+        """As ``kill_ztunnel``: the next one goes by what the last one knew."""
+        control = self.mesh.process("control")
+        os.kill(control, signal.SIGSTOP)
+        try:
+            self.kill_ztunnel(node)
+            self._healthy(node)
+        finally:
+            os.kill(control, signal.SIGCONT)
 
     def _freeze(self, pid: int) -> None:
         os.kill(pid, signal.SIGSTOP)

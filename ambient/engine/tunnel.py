@@ -164,7 +164,7 @@ class TunnelConnection:
         self.push()
 
     def __repr__(self) -> str:
-        role = "server" if self._on_request else "client"
+        role = "server" if isinstance(self.wire, HboneServer) else "client"
         return f"<TunnelConnection {role} to {self.peer_identity}, {len(self.wire.streams)} streams>"
 
     # For its owner -----------------------------------------------------------------------------
