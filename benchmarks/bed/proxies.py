@@ -147,10 +147,13 @@ class Ours:
     def _whole(self, node: str) -> list[int]:
         """The node's processes, once the next ztunnel waits beside those that serve."""
         deadline = time.monotonic() + PATIENCE
+        before: list[int] = []
         while time.monotonic() < deadline:
             found = with_variable("INPOD_UDS", str(self._folder / f"{node}.zds"))
-            if len(found) >= 2 + self._workers:
+            # Twice the same: a process between the zygote and its fork lives for a moment.
+            if len(found) == 2 + self._workers and found == before:
                 return found
+            before = found
             time.sleep(0.05)
         raise SystemExit(f"no ztunnel of {node} is in waiting")
 
