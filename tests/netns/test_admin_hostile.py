@@ -39,6 +39,13 @@ async def request(
     return (int(found[1]) if found else 0), answer.partition(b"\r\n\r\n")[2]
 
 
+async def until_ready(process: Ztunnel) -> None:
+    """The agent may have its word before control has spoken and the ports are open."""
+    with trio.fail_after(15):
+        while " 200 " not in (await process.ready()).partition("\r\n")[0]:
+            await trio.sleep(0.01)
+
+
 Body = Callable[[Ztunnel, Host], Awaitable[None]]
 
 
@@ -52,6 +59,7 @@ async def with_process(tmp_path: Path, body: Body) -> None:
     async with ztunnel(tmp_path, lab.node(), mesh, authority) as process:
         assert await process.agent.add(web, pod.netns) == ""
         assert await process.agent.snapshot_sent() == ""
+        await until_ready(process)
         await body(process, pod)
         # The oracle of them all: alive, ready, and no bug was met.
         assert (await request(process.node, "GET /healthz/ready HTTP/1.1", port=15021))[0] == 200
@@ -260,6 +268,8 @@ async def test_quitquitquit_drains_and_ends_the_process(tmp_path: Path) -> None:
     mesh, authority = Mesh(), Authority(time.time())
     mesh.apply(Change(workloads=(workload(pod),)))
     async with ztunnel(tmp_path, lab.node(), mesh, authority) as process:
+        assert await process.agent.snapshot_sent() == ""
+        await until_ready(process)
         posted = await request(process.node, "POST /quitquitquit HTTP/1.1\nHost: localhost", body=b"")
         assert posted == (200, b"shutdown now\n")
         assert await process.exited() == 0
