@@ -42,7 +42,7 @@ async def request(
 async def until_ready(process: Ztunnel) -> None:
     """The agent may have its word before control has spoken and the ports are open."""
     with trio.fail_after(15):
-        while " 200 " not in (await process.ready()).partition("\r\n")[0]:
+        while " 200 " not in (await process.ready()).partition("\r\n")[0]:  # noqa: ASYNC110 - another process.
             await trio.sleep(0.01)
 
 
