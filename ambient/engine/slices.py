@@ -10,8 +10,8 @@ from time import perf_counter
 
 import trio
 
-# Steps go on for so many seconds, then traffic has as many to itself.
-SLICE_SECONDS = 0.001
+# Steps go on for so many seconds, then traffic has the pause to itself.
+SLICE_SECONDS = 0.0003
 SLICE_PAUSE = 0.002
 
 
