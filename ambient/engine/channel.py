@@ -266,12 +266,7 @@ class SocketChannel:
             self._reactor.call_soon(partial(receiver.channel_closed, self._reason), _recorded)
         else:
             self._receiver = receiver
-            self._mask = 0 if self._paused or self._eof_in else IN
-            if self._out and not self._dirty:
-                self._mask |= OUT
-            if not self._registered:
-                self._registered = True
-                self._reactor.attach(self._fd, self._mask, self)
+            self._update()
 
     def detach(self) -> socket.socket:
         """Give the socket away; the channel is over without a word. Only before ``start``."""

@@ -99,6 +99,16 @@ def test_backpressure_and_room(loop: Any, wired: Any) -> None:
     assert receiver.ready >= 1
 
 
+def test_whoever_starts_with_a_full_queue_reads_all_the_same(loop: Any, wired: Any) -> None:
+    """A peer may read only after it has been heard."""
+    channel, receiver, far = wired
+    while loop.do(lambda: channel.writable):
+        loop.do(lambda: channel.write(bytes(1024 * 1024)))
+    far.send(b"hear me first")
+    loop.do(lambda: channel.start(receiver))
+    loop.until(lambda: receiver.data == b"hear me first")
+
+
 def test_parts_that_do_not_fit_keep_their_order(loop: Any, wired: Any) -> None:
     """The kernel may take half of the second slice."""
     channel, receiver, far = wired
