@@ -222,7 +222,7 @@ class HboneServer(HboneConnection):
             raise LocalProtocolError(f"stream {stream.stream_id} cannot be answered")
 
     def _is_idle(self, stream_id: int) -> bool:
-        return stream_id > self._last_peer_id
+        return stream_id > self._last_peer_id or not stream_id % 2  # RFC 9113 5.1.1: those would be ours.
 
     def _streams_total(self) -> int:
         return self._streams_seen

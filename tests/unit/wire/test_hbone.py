@@ -156,6 +156,9 @@ def test_pings() -> None:
     [
         ([data(0, b"x")], PROTOCOL),
         ([data(5, b"x")], PROTOCOL),
+        ([headers(3), data(2, b"x")], PROTOCOL),
+        ([headers(3), f.rst_stream(2, 0)], PROTOCOL),
+        ([headers(3), f.window_update(2, 1)], PROTOCOL),
         ([data(1, b"", f.PADDED)], SIZE),
         ([data(1, b"\x05abc", f.PADDED)], PROTOCOL),
         ([headers(0)], PROTOCOL),
