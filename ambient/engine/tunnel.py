@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from ambient.engine.channel import Data
 from ambient.engine.reactor import READ_BYTES, Reactor, Timer
@@ -72,10 +72,17 @@ class TunnelStatistics:
 
 OnOpened: TypeAlias = Callable[[TunnelStream | Exception], None]
 OnRefused: TypeAlias = Callable[[Exception], None]
-# A CONNECT that waits for its answer: authority, whom to tell, when the answer is late, after how long, and
-# whom to tell of anything but the stream.
-_Opening: TypeAlias = tuple[str, OnOpened, float, float, OnRefused]
 OnRequest: TypeAlias = Callable[[TunnelRequest], None]
+
+
+class _Opening(NamedTuple):
+    """A CONNECT that waits for its answer, which is late when it is *due*, *deadline* after it was sent."""
+
+    authority: str
+    on_opened: OnOpened
+    due: float
+    deadline: float
+    on_refused: OnRefused
 
 
 class TunnelConnection:
@@ -196,7 +203,7 @@ class TunnelConnection:
         if deadline is None:
             deadline = self._limits.connect_answer
         due = monotonic() + deadline
-        self._opening[stream] = authority, on_opened, due, deadline, on_refused or on_opened
+        self._opening[stream] = _Opening(authority, on_opened, due, deadline, on_refused or on_opened)
         if self._late is None or due < self._late.when:
             self._await_answers(due)
         if not self.dirty:
@@ -425,7 +432,7 @@ class TunnelConnection:
             self._after_refusal()
             return
         stream: TunnelStream = event.stream
-        stream.begin(self, opening[0], event.headers)
+        stream.begin(self, opening.authority, event.headers)
         self._answer(opening, stream)
 
     def _on_goaway(self, event: events.GoawayReceived) -> None:
@@ -442,9 +449,9 @@ class TunnelConnection:
         """Tell whoever asked; its exception costs its stream only."""
         try:
             if isinstance(answer, TunnelStream):
-                opening[1](answer)
+                opening.on_opened(answer)
             else:
-                opening[4](answer)
+                opening.on_refused(answer)
         except Exception as exc:
             self.reactor.record_failure(exc)
             if isinstance(answer, TunnelStream):
@@ -464,13 +471,13 @@ class TunnelConnection:
         self._late = None
         now = self.reactor.now()
         for stream, opening in list(self._opening.items()):
-            if opening[2] <= now and self._opening.pop(stream, None) is not None:
+            if opening.due <= now and self._opening.pop(stream, None) is not None:
                 self.wire.reset(stream, ErrorCode.CANCEL)
                 self.touch()
-                self._answer(opening, TimeoutError(f"no answer to CONNECT within {opening[3]:g} s"))
+                self._answer(opening, TimeoutError(f"no answer to CONNECT within {opening.deadline:g} s"))
                 self._after_refusal()
         if self._opening and not self.closed and self._late is None:
-            self._await_answers(min(opening[2] for opening in self._opening.values()))
+            self._await_answers(min(opening.due for opening in self._opening.values()))
 
     def _stream_crashed(self, stream: TunnelStream, exc: Exception) -> None:
         self.reactor.record_failure(exc)

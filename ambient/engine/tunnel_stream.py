@@ -162,17 +162,9 @@ class TunnelStream(Stream):
 
     def write_eof(self) -> None:
         """Send END_STREAM after what was written."""
-        if self._eof_wanted or not self.live:
-            return
-        self._eof_wanted = True
-        if self._out:
-            return
-        connection = self.connection
-        connection.wire.end(self)
-        if not connection.dirty:
-            connection.touch()
-        if self._eof_delivered:
-            self._finish(None)
+        if not self._eof_wanted and self.live:
+            self._eof_wanted = True
+            self._end_if_flushed()
 
     def pause(self) -> None:
         """Deliver nothing until ``resume``; the peer may fill its window, no more."""

@@ -7,9 +7,8 @@ import trio
 from ambient.engine.rpc import AdminClient
 from ambient.errors import AmbientError, Unavailable
 from ambient.fabric.podsource import PodOrder
+from ambient.redirect.cni_plan import ADD_SECONDS
 
-# The figure of ambient-cni (``ambient.redirect.cni_plan``): after it the pod is tried again from the start.
-CAPTURE_SECONDS = 30.0
 # An agent that is about to come, or to come back. Picked, not measured.
 RETRY_SECONDS = 0.05
 
@@ -24,7 +23,7 @@ async def wait(agent: str, order: PodOrder, netns: int) -> None:
         AmbientError: it cannot be captured, or nobody says so in time; it must not run.
     """
     reason = ""
-    with trio.move_on_after(CAPTURE_SECONDS):
+    with trio.move_on_after(ADD_SECONDS):
         while True:
             try:
                 await _ask(agent, order, netns)
@@ -32,12 +31,12 @@ async def wait(agent: str, order: PodOrder, netns: int) -> None:
             except* Unavailable as group:
                 reason = str(_first(group))
             await trio.sleep(RETRY_SECONDS)
-    raise AmbientError(f"it was not captured within {CAPTURE_SECONDS:g} s: {reason or 'the agent is silent'}")
+    raise AmbientError(f"it was not captured within {ADD_SECONDS:g} s: {reason or 'the agent is silent'}")
 
 
 async def _ask(agent: str, order: PodOrder, netns: int) -> None:
     async with AdminClient.connect(agent) as client:
-        asked = {"namespace": order.namespace, "pod": order.name, "timeout": CAPTURE_SECONDS}
+        asked = {"namespace": order.namespace, "pod": order.name, "timeout": ADD_SECONDS}
         await client.call("cni_add", fds=[netns], **asked)
 
 

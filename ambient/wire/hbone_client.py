@@ -47,20 +47,13 @@ class HboneClient(HboneConnection):
         Raises:
             LocalProtocolError: not a client, no room (``can_open``), or headers that cannot be sent.
         """
-        number = self._next_id
-        if (
-            self.closing  # ``can_open``, without a call for each stream.
-            or len(self.streams) >= self.peer_max_streams
-            or number > f.MAX_STREAM_ID
-        ):
+        if not self.can_open:
             raise LocalProtocolError("no stream can be opened")
         block = headers if isinstance(headers, bytes) else h.encode_request(authority, headers)
-        stream = self._new_stream(number)
-        self._next_id = number + 2
-        self.streams[number] = stream
-        size = len(block)
-        self.output += f.FRAME_HEADER.pack(size >> 8, size & 0xFF, f.HEADERS, f.END_HEADERS, number)
-        self.output += block
+        stream = self._new_stream(self._next_id)
+        self._next_id += 2
+        self.streams[stream.stream_id] = stream
+        self.output += f.frame(f.HEADERS, f.END_HEADERS, stream.stream_id, block)
         return stream
 
     def _usual_headers(self, stream_id: int, block: bytes) -> bool:

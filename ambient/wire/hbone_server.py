@@ -44,9 +44,7 @@ class HboneServer(HboneConnection):
         self._require_unanswered(stream)
         stream.answered = True
         block = h.encode_response(200, headers)
-        size = len(block)
-        self.output += f.FRAME_HEADER.pack(size >> 8, size & 0xFF, f.HEADERS, f.END_HEADERS, stream.stream_id)
-        self.output += block
+        self.output += f.frame(f.HEADERS, f.END_HEADERS, stream.stream_id, block)
 
     def refuse(self, stream: Stream, status: int, text: str = "") -> None:
         """Answer *status* with *text* as its whole body, and end the stream."""

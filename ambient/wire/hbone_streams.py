@@ -101,7 +101,7 @@ class StreamTable(FrameSplitter):
         if stream.local_closed:
             return
         stream.local_closed = True
-        self.output += f.FRAME_HEADER.pack(0, 0, f.DATA, f.END_STREAM, stream.stream_id)
+        self.output += f.frame(f.DATA, f.END_STREAM, stream.stream_id)
         if stream.remote_closed:
             self._forget(stream)
 
@@ -140,7 +140,7 @@ class StreamTable(FrameSplitter):
         for stream in list(self.streams.values()):
             self._forget(stream)
         # Or what came last and its streams, which know their connection, would keep each other alive.
-        self._events, self._batch, self._current, self._ending = [], None, None, None
+        self._events, self._batch = [], None
 
     # DATA --------------------------------------------------------------------------------------
 
@@ -296,7 +296,7 @@ class StreamTable(FrameSplitter):
     # Beginnings and ends -----------------------------------------------------------------------
 
     def _new_stream(self, stream_id: int) -> Stream:
-        self._windows.left -= FIRST_WINDOW_BYTES  # ``charge``, without a call for each stream.
+        self._windows.charge(FIRST_WINDOW_BYTES)
         return self._stream_type(stream_id, self.peer_first_window, FIRST_WINDOW_BYTES)
 
     def _stream_error(self, stream: Stream, code: ErrorCode, reason: str) -> None:
@@ -315,7 +315,7 @@ class StreamTable(FrameSplitter):
         del self.streams[stream.stream_id]
         stream.local_closed = stream.remote_closed = True
         stream.tail = b""
-        self._windows.left += stream.window  # ``give``.
+        self._windows.give(stream.window)
         if self._current is stream:
             self._current = None
         if self._ending is stream:
