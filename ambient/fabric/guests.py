@@ -78,10 +78,7 @@ class Guests:
         Raises:
             ConfigError: it cannot be a guest, and why.
         """
-        try:
-            self._require_possible()
-            netns, root = _two(call.fds)
-            _require_network(netns)
+        with self._presented(call) as (netns, root):
             async with self._turn:
                 guest = self._known.get(netns_identity(netns))
                 if guest is None:
@@ -89,9 +86,6 @@ class Guests:
                 else:
                     await self._welcome(guest, netns, call.params)
             return {"namespace": guest.namespace, "name": guest.name, "uid": guest.uid}
-        finally:
-            for fd in call.fds:
-                os.close(fd)
 
     async def examine(self, call: Call) -> dict[str, Any]:
         """How taking in and enrolling a namespace would go; nothing is changed. Descriptors as for ``adopt``.
@@ -101,10 +95,7 @@ class Guests:
         Raises:
             ConfigError: it cannot be a guest, and why.
         """
-        try:
-            self._require_possible()
-            netns, _root = _two(call.fds)
-            _require_network(netns)
+        with self._presented(call) as (netns, _root):
             guest = self._known.get(netns_identity(netns))
             if guest is not None:
                 return {"known": {"namespace": guest.namespace, "name": guest.name}}
@@ -122,9 +113,6 @@ class Guests:
             found = await trio.to_thread.run_sync(survey, pod, frozenset[int](), self.rules)
             existing = str(call.params.get("existing") or "keep")
             return dict(await self.control.call("foresee", survey=found, existing=existing, **told))
-        finally:
-            for fd in call.fds:
-                os.close(fd)
 
     async def find(self, call: Call) -> dict[str, Any]:
         """Who the namespace is that came as the one descriptor.
@@ -170,6 +158,22 @@ class Guests:
             with _noted(guest), self._entered(guest) as netns:
                 self.rules.remove(netns)
             self._release(guest)
+
+    @contextmanager
+    def _presented(self, call: Call) -> Iterator[tuple[int, int]]:
+        """The namespace and the root directory that came with *call*, which are closed in the end.
+
+        Raises:
+            ConfigError: there can be no guests, or it cannot be one.
+        """
+        try:
+            self._require_possible()
+            netns, root = _two(call.fds)
+            _require_network(netns)
+            yield netns, root
+        finally:
+            for fd in call.fds:
+                os.close(fd)
 
     def _require_possible(self) -> None:
         if self.refusal:
