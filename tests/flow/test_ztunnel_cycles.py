@@ -9,8 +9,8 @@ import gc
 import socket
 import struct
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import pytest
 import trio
@@ -103,33 +103,32 @@ async def nobody_listens(mesh: LoopbackMesh, web: Workload, api: Workload) -> No
                 await stream.receive_some()
 
 
-async def policy_changes(mesh: LoopbackMesh, web: Workload, api: Workload) -> None:
-    """We end it ourselves."""
+@asynccontextmanager
+async def carried(mesh: LoopbackMesh, web: Workload, api: Workload) -> AsyncIterator[None]:
+    """Connections are open, and the block has them reset."""
     async with application(api, 8080, answers):
         streams = [await mesh.connect(web, (api.addresses[0], 8080)) for _ in range(CONNECTIONS)]
         for stream in streams:
             await stream.send_all(b"1")
             assert await stream.receive_some() == b"1"
-        mesh.policies(deny_account("web"))
+        yield
         for stream in streams:
             with pytest.raises(trio.BrokenResourceError):
                 await stream.receive_some()
             await stream.aclose()
+
+
+async def policy_changes(mesh: LoopbackMesh, web: Workload, api: Workload) -> None:
+    """We end it ourselves."""
+    async with carried(mesh, web, api):
+        mesh.policies(deny_account("web"))
 
 
 async def tunnel_is_lost(mesh: LoopbackMesh, web: Workload, api: Workload) -> None:
     """The connection that carries them all dies."""
-    async with application(api, 8080, answers):
-        streams = [await mesh.connect(web, (api.addresses[0], 8080)) for _ in range(CONNECTIONS)]
-        for stream in streams:
-            await stream.send_all(b"1")
-            assert await stream.receive_some() == b"1"
+    async with carried(mesh, web, api):
         for tunnel in list(mesh.proxies.tunnels()):
             tunnel.channel.abort()
-        for stream in streams:
-            with pytest.raises(trio.BrokenResourceError):
-                await stream.receive_some()
-            await stream.aclose()
 
 
 WAYS = [ends_well, application_resets, client_resets, nobody_listens, policy_changes, tunnel_is_lost]

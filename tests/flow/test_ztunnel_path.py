@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import hashlib
 import json
 import logging
@@ -101,38 +100,6 @@ async def test_the_usual_line_is_the_records_line(mesh: LoopbackMesh) -> None:
     ]
     assert len(clean) == 6
     assert Counter(clean) == Counter(dict.fromkeys(clean[:2], 3))
-
-
-@in_mesh
-async def test_an_ended_connection_leaves_nothing_to_the_collector(mesh: LoopbackMesh) -> None:
-    """What is freed by the last reference is warm for the next connection; cycles wait, and grow cold."""
-    web, api = mesh.workload("web"), mesh.workload("api")
-    await mesh.enroll(web)
-    await mesh.enroll(api)
-
-    async def once() -> None:
-        stream = await mesh.connect(web, (api.addresses[0], 8080))
-        await stream.send_all(b"hello")
-        await stream.send_eof()
-        assert await read_all(stream) == b"hello"
-        await stream.aclose()
-
-    async with application(api, 8080, echo):
-        await once()  # Its tunnel stays.
-        await mesh.records(2)
-        gc.collect()
-        gc.set_debug(gc.DEBUG_SAVEALL)
-        try:
-            for _ in range(3):
-                await once()
-            await mesh.records(8)
-            await trio.testing.wait_all_tasks_blocked()
-            gc.collect()
-            left = {f"{type(each).__module__}.{type(each).__qualname__}" for each in gc.garbage}
-        finally:
-            gc.set_debug(0)
-            gc.garbage.clear()
-    assert not {name for name in left if name.startswith(("ambient.", "ztunnel."))}
 
 
 @in_mesh

@@ -222,6 +222,23 @@ def _echo(sock: socket.socket, peer: str) -> None:
             return
 
 
+@contextmanager
+def strangers(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, *names: str
+) -> Iterator[tuple[ByHand, ExitStack]]:
+    """A mesh of root's with guests of these *names*, and what is undone before the mesh is cleaned away."""
+    if os.geteuid() != 0:
+        pytest.skip("not root")
+    monkeypatch.setenv("AMBIENT_ROOTLESS", "0")
+    with ExitStack() as stack:
+        stack.callback(clean.clean, str(run_dir))
+        hosts = _made_by_hand(stack)
+        place = ByHand(Mesh(run_dir), {name: hosts[name] for name in names})
+        place.mesh.apply()
+        place.enroll()
+        yield place, stack
+
+
 def dial_all(hosts: dict[str, Host], stack: ExitStack) -> list[Talk]:
     """One connection for every pair and family."""
     talks = []
@@ -271,16 +288,8 @@ def test_enrolled_carried_and_released_without_a_loss(place: Place) -> None:
 
 def test_a_stranger_that_vanishes_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody tells the mesh; and what it leaves to itself keeps no rule when the mesh goes."""
-    if os.geteuid() != 0:
-        pytest.skip("not root")
-    monkeypatch.setenv("AMBIENT_ROOTLESS", "0")
     run_dir = tmp_path / "run"
-    with ExitStack() as stack:
-        stack.callback(clean.clean, str(run_dir))
-        place = ByHand(Mesh(run_dir), _made_by_hand(stack))
-        place.hosts.pop("far")
-        place.mesh.apply()
-        place.enroll()
+    with strangers(run_dir, monkeypatch, "client", "near") as (place, stack):
         assert set(place.mesh.pods()) == {"client", "near"}
 
         gone = place.hosts["near"]
@@ -299,17 +308,8 @@ def test_a_stranger_outlives_the_loss_of_the_run_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is found by a file there: that is put back, and at the end no rule is left all the same."""
-    if os.geteuid() != 0:
-        pytest.skip("not root")
-    monkeypatch.setenv("AMBIENT_ROOTLESS", "0")
     run_dir = tmp_path / "run"
-    with ExitStack() as stack:
-        stack.callback(clean.clean, str(run_dir))
-        place = ByHand(Mesh(run_dir), _made_by_hand(stack))
-        for name in ("far", "near"):
-            place.hosts.pop(name)
-        place.mesh.apply()
-        place.enroll()
+    with strangers(run_dir, monkeypatch, "client") as (place, _):
         netns = place.hosts["client"].netns
 
         shutil.rmtree(run_dir)
@@ -326,18 +326,10 @@ def test_a_crashed_mesh_leaves_strangers_to_clean(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rules: str
 ) -> None:
     """Rules without a proxy behind them refuse everything: ``ambient clean`` takes them away."""
-    if os.geteuid() != 0:
-        pytest.skip("not root")
-    monkeypatch.setenv("AMBIENT_ROOTLESS", "0")
     monkeypatch.setenv("AMBIENT_REDIRECT", rules)
     kernel = choose(rules)
     run_dir = tmp_path / "run"
-    with ExitStack() as stack:
-        stack.callback(clean.clean, str(run_dir))
-        place = ByHand(Mesh(run_dir), _made_by_hand(stack))
-        place.hosts.pop("far")
-        place.mesh.apply()
-        place.enroll()
+    with strangers(run_dir, monkeypatch, "client", "near") as (place, _):
         clean.kill(str(run_dir))
         assert kernel.standing(place.hosts["client"].netns) is Standing.CAPTURED
 

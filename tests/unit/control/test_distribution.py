@@ -69,6 +69,16 @@ class Conversation:
         self.distribution._links.append(self.link)
         self.owner.wake = self.distribution.wake
 
+    async def begin(self, nursery: trio.Nursery) -> Updated:
+        """The daemon says hello, and hears of version 1."""
+        nursery.start_soon(self.link.run)
+        self.owner.publish(1)
+        await self.say(self.end.hello())
+        first, *pods = await self.hear()
+        assert isinstance(first, Updated)
+        assert len(pods) == (self.link.peer.role == "agent")
+        return first
+
     async def hear(self) -> list[object]:
         await trio.testing.wait_all_tasks_blocked()
         return list(self.end.receive_data(bytes(await self.stream.receive_some(65536))))
@@ -101,10 +111,7 @@ async def test_a_daemon_that_has_much_to_ack_is_told_the_rest_at_once() -> None:
     """And not before: who is slow has enough to do."""
     talk = Conversation()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(talk.link.run)
-        talk.owner.publish(1)
-        await talk.say(talk.end.hello())
-        (first,) = await talk.hear()
+        first = await talk.begin(nursery)
         talk.owner.publish(2)
         (second,) = await talk.hear()
         for version in (3, 4):
@@ -113,7 +120,6 @@ async def test_a_daemon_that_has_much_to_ack_is_told_the_rest_at_once() -> None:
         with trio.move_on_after(0.05) as nothing:
             await talk.stream.receive_some()
         assert nothing.cancelled_caught
-        assert isinstance(first, Updated)
         assert isinstance(second, Updated)
         await talk.say(talk.end.ack(first.nonce))
         (last,) = await talk.hear()
@@ -136,11 +142,7 @@ def test_what_is_held_back_is_sent_though_its_time_came_while_we_looked() -> Non
     async def talks() -> list[object]:
         talk = Conversation("agent")
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(talk.link.run)
-            talk.owner.publish(1)
-            await talk.say(talk.end.hello())
-            first, *_ = await talk.hear()
-            assert isinstance(first, Updated)
+            await talk.begin(nursery)
             talk.owner.looked = lambda: clock.jump(UPDATE_SECONDS)
             talk.owner.publish(2)
             with trio.fail_after(60):
@@ -158,10 +160,7 @@ async def test_a_slow_daemon_is_told_the_difference_to_now() -> None:
     """Nothing is queued for it: what came and went meanwhile it never hears of."""
     talk = Conversation()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(talk.link.run)
-        talk.owner.publish(1)
-        await talk.say(talk.end.hello())
-        await talk.hear()
+        await talk.begin(nursery)
         talk.owner.publish(2)
         talk.owner.publish(3)
         (update,) = await talk.hear()
@@ -178,11 +177,7 @@ async def test_nobody_waits_for_ever_for_a_daemon_that_does_not_answer(
     """A frozen ztunnel must not keep every pod from ending; when it acks again, it counts again."""
     talk = Conversation()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(talk.link.run)
-        talk.owner.publish(1)
-        await talk.say(talk.end.hello())
-        (update,) = await talk.hear()
-        assert isinstance(update, Updated)
+        update = await talk.begin(nursery)
 
         with caplog.at_level(logging.ERROR), trio.fail_after(5):
             late = await talk.distribution.settled(1, 100)
@@ -219,11 +214,7 @@ def test_a_stream_of_updates_goes_out_together() -> None:
 async def _stream_of_updates() -> None:
     talk = Conversation()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(talk.link.run)
-        talk.owner.publish(1)
-        await talk.say(talk.end.hello())
-        (first,) = await talk.hear()
-        assert isinstance(first, Updated)
+        first = await talk.begin(nursery)
         await talk.say(talk.end.ack(first.nonce))
         began = trio.current_time()
         for version in (2, 3, 4):
