@@ -1,11 +1,10 @@
-"""``python -m ztunnel.zygote``: a process that has imported all a ztunnel needs, and keeps one in waiting.
+"""``python -m ztunnel.zygote``: a process that has imported all a ztunnel needs, and forks one when asked.
 
-Importing takes 0.2 to 0.5 s, a fork 5 ms, or 30 where the machine is busy: so it is made beforehand, and
-waits. While they live, the pages of the imports are there once. A zygote has one thread and runs nothing
-else, so a fork of it is as good as a fresh process.
+Importing takes 0.2 to 0.5 s, a fork a few milliseconds; and while both live, the pages of the imports are
+there once. It has one thread and runs nothing else, so a fork of it is as good as a fresh process.
 
     supervisor                                              zygote
-      one byte + SCM_RIGHTS [control, ready, go]  -->         --> passed on to the one that waits
+      one byte + SCM_RIGHTS [control, ready, go]  -->
                                     <--  {"pid": inside the mesh, "host_pid": for people}
                                          ztunnel, an orphan from its birth: a child of the mesh's init
       one byte on go  -->  it begins; end of file instead: it ends
@@ -20,7 +19,6 @@ import ctypes
 import gc
 import json
 import os
-import select
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -35,105 +33,36 @@ ZYGOTE_FD = "AMBIENT_ZYGOTE_FD"
 NAMES = ("AMBIENT_CONTROL_FD", "AMBIENT_READY_FD")
 # Longer than any of ours; another number of descriptors is refused.
 _ANCILLARY_BYTES = socket.CMSG_SPACE(8 * array.array("i").itemsize)
-# From the birth of a ztunnel to the next fork; picked, not measured.
-STANDBY_AFTER_SECONDS = 1.0
 # prctl(2); what ``ps`` and ``top`` show.
 _PR_SET_NAME = 15
 
 
-class _Child(Exception):
-    """Raised in a fork, up to where the zygote's work ends; carries the fork's own socket."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-
-
-class _Standby:
-    """A fork that waits for its descriptors, and ends when nobody can send it any.
-
-    Raises:
-        OSError: it could not be made.
-    """
-
-    def __init__(self, *, inherited: socket.socket) -> None:
-        self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            self.born = _fork(theirs, (inherited, self._sock))
-        except OSError:
-            self._sock.close()
-            raise
-        finally:
-            theirs.close()
-
-    def give(self, fds: Sequence[int]) -> None:
-        """Let it have what it was made for."""
-        self._sock.sendmsg([b"f"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
-
-    def close(self) -> None:
-        """Nothing more is to be said."""
-        self._sock.close()
-
-
 def serve(sock: socket.socket) -> bool:
-    """Have a fork ready until the supervisor is gone; True in each child, which is to be a ztunnel."""
-    try:
-        _serve(sock)
-        return False
-    except _Child as child:
-        with child.sock:
-            _, ancillary, _, _ = child.sock.recvmsg(1, _ANCILLARY_BYTES)
-        fds = _descriptors(ancillary)
-        if not fds:
-            os._exit(0)
-        _become(fds)
-        return True
-
-
-def _serve(sock: socket.socket) -> None:
-    standby: _Standby | None = None
+    """Fork whenever asked, until the supervisor is gone; True in each child, which is to be a ztunnel."""
     while True:
-        # Not right after the last one has gone: that is when its ztunnel needs the processor.
-        if standby is None and not select.select([sock], [], [], STANDBY_AFTER_SECONDS)[0]:
-            with suppress(OSError):  # Whoever asks is told.
-                standby = _Standby(inherited=sock)
         data, ancillary, _, _ = sock.recvmsg(1, _ANCILLARY_BYTES)
-        if not data:
-            return
         fds = _descriptors(ancillary)
+        if not data:
+            return False
         try:
-            if len(fds) != len(NAMES) + 1:
-                raise ValueError(f"{len(fds)} descriptors, expected {len(NAMES) + 1}")
-            waiting, standby = standby, None
-            _answer(sock, _hand_out(waiting, sock, fds))
+            born = _fork(fds)
         except (OSError, ValueError) as exc:
             _answer(sock, {"error": str(exc)})
-        finally:
-            for fd in fds:
-                os.close(fd)
+            born = None
+        if born == {}:
+            sock.close()
+            _become(fds)
+            return True
+        for fd in fds:
+            os.close(fd)
+        if born is not None:
+            _answer(sock, born)
 
 
-def _hand_out(standby: _Standby | None, sock: socket.socket, fds: Sequence[int]) -> dict[str, int]:
-    """The PIDs of the one that waits, or (it may be dead) of another, which has *fds* now."""
-    if standby is not None:
-        try:
-            standby.give(fds)
-            return standby.born
-        except BrokenPipeError:
-            pass
-        finally:
-            standby.close()
-    fresh = _Standby(inherited=sock)
-    fresh.give(fds)
-    fresh.close()
-    return fresh.born
-
-
-def _fork(own: socket.socket, others: Sequence[socket.socket]) -> dict[str, int]:
-    """The PIDs of a new orphan.
-
-    Raises:
-        _Child: this is it; it has *own*, and the zygote's *others* no more.
-    """
+def _fork(fds: Sequence[int]) -> dict[str, int]:
+    """The PIDs of a new orphan; {} in the orphan itself."""
+    if len(fds) != len(NAMES) + 1:
+        raise ValueError(f"{len(fds)} descriptors, expected {len(NAMES) + 1}")
     reader, writer = os.pipe2(os.O_CLOEXEC)
     between = os.fork()
     if between == 0:
@@ -142,9 +71,7 @@ def _fork(own: socket.socket, others: Sequence[socket.socket]) -> dict[str, int]
             # /proc is that of the machine: its "self" is the number that people see.
             os.write(writer, f"{os.getpid()} {os.readlink('/proc/self')}".encode())
             os.close(writer)
-            for each in others:
-                each.close()
-            raise _Child(own.dup())
+            return {}
         os._exit(0)
     os.close(writer)
     with open(reader, "rb") as pipe:

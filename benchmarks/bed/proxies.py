@@ -134,7 +134,7 @@ class Ours:
             agent.enroll(pods)
 
     def client(self) -> list[int]:
-        """Processes of the client's node: its zygote, its ztunnel, and the next one in waiting."""
+        """Processes of the client's node: its zygote and its ztunnel."""
         return self._node("node-1")
 
     def server(self) -> list[int]:
@@ -145,17 +145,17 @@ class Ours:
         return self._pids[name]
 
     def _whole(self, node: str) -> list[int]:
-        """The node's processes, once the next ztunnel waits beside those that serve."""
+        """The node's processes, its zygote included."""
         deadline = time.monotonic() + PATIENCE
         before: list[int] = []
         while time.monotonic() < deadline:
             found = with_variable("INPOD_UDS", str(self._folder / f"{node}.zds"))
             # Twice the same: a process between the zygote and its fork lives for a moment.
-            if len(found) == 2 + self._workers and found == before:
+            if len(found) == 1 + self._workers and found == before:
                 return found
             before = found
             time.sleep(0.05)
-        raise SystemExit(f"no ztunnel of {node} is in waiting")
+        raise SystemExit(f"the processes of {node} do not settle")
 
     def stop(self) -> None:
         """End them all."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import array
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -86,48 +85,6 @@ async def test_a_child_waits_for_the_word_and_is_a_ztunnel_then(tmp_path: Path) 
         assert os.read(ready, 10) == b""
         os.close(ready)
         assert "ztunnel: control went away" in (tmp_path / "log").read_text()
-
-
-def forks(process: subprocess.Popen[bytes]) -> set[int]:
-    """Who has the environment of *process*, and is neither it nor what it forks with."""
-    mine = Path(f"/proc/{process.pid}/environ").read_bytes()
-    found = set()
-    for each in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = (each / "stat").read_text().rpartition(")")[2].split()[1]
-            if mine and (each / "environ").read_bytes() == mine and parent != str(process.pid):
-                found.add(int(each.name))
-        except OSError:
-            continue
-    return found - {process.pid}
-
-
-async def in_waiting(process: subprocess.Popen[bytes], *others: int) -> int:
-    """The fork that nobody has asked for yet."""
-    with trio.fail_after(SECONDS):
-        while True:
-            if found := forks(process).difference(others):
-                return found.pop()
-            await trio.sleep(0.05)
-
-
-@pytest.mark.parametrize("alive", [True, False])
-async def test_one_is_in_waiting(tmp_path: Path, alive: bool) -> None:
-    """It is the one that is given out; if somebody has ended it, another is made at once."""
-    with zygote(tmp_path / "log") as (process, sock):
-        waiting = await in_waiting(process)
-        if not alive:
-            os.kill(waiting, signal.SIGKILL)
-            await ended(waiting)
-        go, go_writer = os.pipe()
-        null = os.open("/dev/null", os.O_RDWR)
-        born = ask(sock, [null, null, go])
-        assert (born["pid"] == waiting) is alive
-        another = await in_waiting(process, int(str(born["pid"])))
-        for fd in (null, go, go_writer):
-            os.close(fd)
-        await ended(int(str(born["pid"])))
-    await ended(another)
 
 
 async def test_without_the_word_it_ends(tmp_path: Path) -> None:
