@@ -293,7 +293,8 @@ class HboneConnection(StreamTable):
             return
         if len(payload) % f.SETTING.size:
             raise HboneError(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS of a broken length")
-        if not self._settings_rate.spend(self._now):
+        many = len(payload) > budget.SETTINGS_PER_FRAME * f.SETTING.size
+        if many or not self._settings_rate.spend(self._now):
             raise HboneError(ErrorCode.ENHANCE_YOUR_CALM, "flood of SETTINGS")
         if not self._settled and not self._serving:
             self.peer_max_streams = f.MAX_STREAM_ID

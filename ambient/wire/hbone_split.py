@@ -110,7 +110,9 @@ class FrameSplitter(ABC):
                     and flags == f.END_HEADERS
                     and size <= MAX_USUAL_BLOCK_BYTES
                     and 9 + size <= end - position
-                    and self._usual_headers(stream_id, bytes(data[position + 9 : position + 9 + size]))
+                    and self._usual_headers(
+                        stream_id & _STREAM_MASK, bytes(data[position + 9 : position + 9 + size])
+                    )
                 ):
                     position += 9 + size
                 elif self._starts(kind, flags, stream_id & _STREAM_MASK, size):

@@ -16,6 +16,8 @@ RawHeaders = list[tuple[bytes, bytes]]
 _STATIC: tuple[tuple[bytes, bytes], ...] = tuple(HeaderTable.STATIC_TABLE)
 # A block of ours has six; more is not the usual case.
 MAX_FIELDS = 16
+# With those of a byte each: a list of 16 KiB, in which each counts 32 bytes at least, has no more.
+MAX_ALL_FIELDS = 512
 
 
 def read_literals(block: bytes, ends: list[int] | None = None) -> RawHeaders | None:
@@ -30,7 +32,7 @@ def read_literals(block: bytes, ends: list[int] | None = None) -> RawHeaders | N
         first = block[position]
         position += 1
         if first & 0x80:  # 6.1: indexed.
-            if not 0x81 <= first <= 0xBD:
+            if not 0x81 <= first <= 0xBD or len(found) >= MAX_ALL_FIELDS:
                 return None
             found.append(_STATIC[first - 0x81])
             if ends is not None:

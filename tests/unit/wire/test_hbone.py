@@ -245,6 +245,14 @@ def test_floods_of_cheap_frames(flood: bytes, allowed: int) -> None:
     breaks(connection, flood, code=CALM)
 
 
+def test_one_settings_frame_may_not_say_everything_a_thousand_times() -> None:
+    """Each change of the first window is one of every stream's: 16 KiB of them took 53 ms on 200 streams."""
+    connection, _ = accepted()
+    some = [(f.INITIAL_WINDOW_SIZE, 65_535 + number) for number in range(budget.SETTINGS_PER_FRAME + 1)]
+    receive(connection, f.settings(some[1:]))
+    breaks(connection, f.settings(some), code=CALM)
+
+
 def test_budgets_refill() -> None:
     """Twenty PINGs a second for an hour are a keen peer, not an attack."""
     connection, _ = accepted()

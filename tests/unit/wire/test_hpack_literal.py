@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ambient.wire import hbone_headers as h
-from ambient.wire.hpack_literal import MAX_FIELDS, read_literals
+from ambient.wire.hpack_literal import MAX_ALL_FIELDS, MAX_FIELDS, read_literals
 
 NAMES = st.sampled_from(["baggage", "forwarded", "traceparent", "x" * 100, "x" * 140])
 VALUES = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size=300)
@@ -50,6 +50,7 @@ def test_whatever_it_reads_the_decoder_reads_alike(block: bytes) -> None:
         pytest.param(b"\x00\x05ab", id="cut"),
         pytest.param(b"\x0f\x00\x01b", id="a long index"),
         pytest.param(b"\x00\x01a\x01b" * (MAX_FIELDS + 1), id="many fields"),
+        pytest.param(b"\x82" * (MAX_ALL_FIELDS + 1), id="many fields of a byte each"),
     ],
 )
 def test_the_rest_is_the_decoders(block: bytes) -> None:
