@@ -12,9 +12,18 @@ from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 
 from ambient.errors import RemoteProtocolError
-from ambient.wire.netlink import AF_INET, NLM_F_ACK, NLM_F_DUMP, Message, Request, attributes, number
+from ambient.wire.netlink import (
+    AF_INET,
+    AF_UNSPEC,
+    NLM_F_ACK,
+    NLM_F_DUMP,
+    Message,
+    Request,
+    attributes,
+    number,
+)
 
-SOCK_DIAG_BY_FAMILY, SOCK_DESTROY = 20, 21
+TCPDIAG_GETSOCK, SOCK_DIAG_BY_FAMILY, SOCK_DESTROY = 18, 20, 21
 IPPROTO_TCP, IPPROTO_UDP = 6, 17
 # States of TCP (net/tcp_states.h).
 ESTABLISHED, SYN_RECV, FIN_WAIT_1, FIN_WAIT_2, CLOSE_WAIT, LISTEN = 1, 3, 4, 5, 8, 10
@@ -25,6 +34,8 @@ NO_COOKIE = (0xFFFFFFFF, 0xFFFFFFFF)
 
 # family, protocol, extensions, (pad), states; then the socket's name.
 _REQUEST = struct.Struct("=BBBxI")
+# struct inet_diag_req: family, two lengths, extensions; the socket's name; then states, and a word more.
+_OLD_HEAD, _OLD_STATES = struct.Struct("=BBBB"), struct.Struct("=II")
 _NAME = struct.Struct("!HH16s16s")
 _INTERFACE_AND_COOKIE = struct.Struct("=III")
 # family, state, timer, retransmissions; name; expires, receive queue, send queue, uid, inode.
@@ -61,11 +72,15 @@ class TcpSocket:
     mark: int = 0
 
 
-def dump_tcp(family: int, *states: int) -> Request:
-    """Ask for the TCP sockets of *family* in any of *states*."""
+def dump_tcp(*states: int) -> Request:
+    """Ask for the TCP sockets of both families in any of *states*.
+
+    By the older of the kernel's two questions: the newer one names a family, and every dump is a walk over
+    the sockets of all namespaces.
+    """
     mask = sum(1 << state for state in states)
-    body = _REQUEST.pack(family, IPPROTO_TCP, 0, mask) + bytes(_NAME_BYTES)
-    return Request(SOCK_DIAG_BY_FAMILY, body, "list TCP sockets", NLM_F_DUMP)
+    body = _OLD_HEAD.pack(AF_UNSPEC, 0, 0, 0) + bytes(_NAME_BYTES) + _OLD_STATES.pack(mask, 0)
+    return Request(TCPDIAG_GETSOCK, body, "list TCP sockets", NLM_F_DUMP)
 
 
 def find_listener(family: int, port: int) -> Request:

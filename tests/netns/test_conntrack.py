@@ -8,9 +8,13 @@ from contextlib import ExitStack
 
 import pytest
 
-from ambient.engine.netns import in_netns, listen_in
-from ambient.redirect import backend
-from ambient.redirect.plan import OUTBOUND_PORT, Capture
+from ambient.engine.netlink import NetlinkSocket
+from ambient.engine.netns import in_netns, listen_in, socket_in
+from ambient.model.exclusions import Exclusions
+from ambient.redirect import backend, conntrack
+from ambient.redirect.plan import OUTBOUND_PORT, PROXY_MARK, Capture
+from ambient.wire import netlink_conntrack
+from ambient.wire.netlink import NETLINK_NETFILTER
 from tests.lab import DEADLINE, Host, Lab, in_namespaces
 
 # Below the ephemeral ports, so that nobody else gets it.
@@ -59,3 +63,41 @@ def test_a_connection_with_the_ports_of_one_that_was_captured_before_lives_throu
         assert client.recv(100) == b"still here?"
         client.sendall(b"yes")
         assert accepted.recv(100) == b"yes"
+
+
+def tracked(host: Host) -> int:
+    with NetlinkSocket(host.netns, NETLINK_NETFILTER) as nl:
+        return netlink_conntrack.decode_count(nl.get(netlink_conntrack.ask_count()))
+
+
+@in_namespaces
+def test_what_was_captured_is_forgotten_and_nothing_else() -> None:
+    """Redirected to the proxy, or the proxy's to the application; more of both than fit into one datagram."""
+    lab = Lab()
+    pod, peer = lab.pod("pod"), lab.pod("peer", node=2)
+    with ExitStack() as stack:
+        proxy = stack.enter_context(listen_in(pod.netns, OUTBOUND_PORT, transparent=True, mark=PROXY_MARK))
+        stack.enter_context(peer.listen(80))
+        stack.enter_context(pod.listen(8080))
+        backend.install(pod.netns, Capture(exclusions=Exclusions(outbound_ports=(80,))))
+
+        def connect(address: tuple[str, int], source: str = "", mark: int | None = None) -> None:
+            made = stack.enter_context(
+                socket_in(pod.netns, socket.AF_INET, mark=mark, transparent=bool(mark))
+            )
+            made.settimeout(DEADLINE)
+            made.bind((source, 0))
+            made.connect(address)
+
+        connect((peer.ip, 80))
+        alone = tracked(pod)
+        for _ in range(conntrack.AT_ONCE + 1):
+            connect((peer.ip, 81))
+            connect((pod.ip, 8080), peer.ip, PROXY_MARK)
+        proxy.settimeout(DEADLINE)
+        proxy.accept()[0].close()
+        assert tracked(pod) > 2 * conntrack.AT_ONCE
+
+        conntrack.forget_captured(pod.netns)
+
+        assert tracked(pod) == alone
