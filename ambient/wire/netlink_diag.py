@@ -14,6 +14,7 @@ from ipaddress import IPv6Address, ip_address
 from ambient.errors import RemoteProtocolError
 from ambient.wire.netlink import (
     AF_INET,
+    AF_INET6,
     AF_UNSPEC,
     NLM_F_ACK,
     NLM_F_DUMP,
@@ -106,6 +107,18 @@ def find_door(family: int, protocol: int, address: str, port: int) -> Request:
     return Request(SOCK_DIAG_BY_FAMILY, body, f"find who waits on port {port} of {address}", 0)
 
 
+def find_connection(local: tuple[str, int], remote: tuple[str, int]) -> Request:
+    """Ask for the end at *local* of a connection; one answer, or a refusal (ENOENT) if there is none.
+
+    One that has just ended is found, too, or else who listens there: see ``is_connection``.
+    """
+    ends = (ip_address(local[0]).packed, ip_address(remote[0]).packed)
+    family = AF_INET if len(ends[0]) == 4 else AF_INET6
+    name = _NAME.pack(local[1], remote[1], *(each.ljust(16, b"\0") for each in ends))
+    body = _REQUEST.pack(family, IPPROTO_TCP, 0, 0) + name + _INTERFACE_AND_COOKIE.pack(0, *NO_COOKIE)
+    return Request(SOCK_DIAG_BY_FAMILY, body, "find a connection", 0)
+
+
 def find(known: TcpSocket) -> Request:
     """Ask whether *known* is still there: one answer, or a refusal (ENOENT, ESTALE)."""
     body = _REQUEST.pack(known.family, IPPROTO_TCP, 0, 0) + known.raw_name
@@ -117,6 +130,11 @@ def destroy(found: TcpSocket) -> Request:
     body = _REQUEST.pack(found.family, IPPROTO_TCP, 0, 1 << found.state) + found.raw_name
     what = f"reset {found.local}:{found.local_port} - {found.remote}:{found.remote_port}"
     return Request(SOCK_DESTROY, body, what, NLM_F_ACK)
+
+
+def is_connection(message: Message) -> bool:
+    """Whether an inet_diag_msg is of a connection that has begun and is not over; or else of a listener."""
+    return message.body[1] in CARRYING or message.body[1] == SYN_RECV
 
 
 def decode_socket(message: Message) -> TcpSocket:
