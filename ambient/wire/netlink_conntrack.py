@@ -58,8 +58,13 @@ def dump_redirected() -> Request:
     return Request(CT_GET, body, "list tracked connections", NLM_F_DUMP)
 
 
+def forget_all() -> Request:
+    """Forget all, by one walk of the kernel's."""
+    return Request(CT_DELETE, _HEADER.pack(AF_UNSPEC, 0, 0), "forget tracked connections", NLM_F_ACK)
+
+
 def forget_marked(mark: int, mask: int) -> Request:
-    """Forget all with this mark: one walk of the kernel's, of which nothing is read.
+    """Forget all with this mark, by one walk of the kernel's.
 
     Not for a kernel before 4.0, which would forget everything.
     """
