@@ -1,8 +1,9 @@
 """The loop that moves bytes: epoll, timers and callbacks, one thread, no tasks.
 
 Floor 2. Level-triggered epoll calls back whoever registered a descriptor; what the callbacks wrote
-is flushed once at the end of each batch. trio lives in the same thread as the reactor's guest
-(``ambient.engine.host``); bytes never pass through it (architecture.md says why, with figures).
+is flushed once at the end of each batch, which is when nothing more is ready. trio lives in the same
+thread as the reactor's guest (``ambient.engine.host``); bytes never pass through it (architecture.md
+says why, with figures).
 
 Whose fault an exception is decides how far it reaches: one that leaves a callback registered with
 ``on_error`` ends that connection only; any other ends the loop.
@@ -44,8 +45,8 @@ SLOT_BYTES = 16 * 1024
 SLOT_HEADROOM = 9
 # Records that one read fills where frames are that small.
 SLOTS = 16
-# Descriptors per epoll batch: bounds how long a flush waits behind other connections. Python allocates room
-# for so many with every wait, and up to a KiB is found faster.
+# Events per batch: bounds how long a flush waits behind other connections. Python allocates room for so many
+# with every wait, and up to a KiB is found faster.
 BATCH_EVENTS = 85
 FLUSH_ROUNDS = 3
 # Cancelled timers are swept out of the heap when they are this many and the majority.
@@ -239,19 +240,25 @@ class Reactor:
 
     def run_once(self, timeout: float | None = None) -> None:
         """Wait for events (at most *timeout* seconds, None: until something is due) and serve them."""
-        callbacks = self._callbacks
+        callbacks, poll, room = self._callbacks, self._epoll.poll, BATCH_EVENTS
         if self._soon or self._dirty or self._due:
             timeout = 0.0
-        ready = self._epoll.poll(timeout, BATCH_EVENTS)
+        ready = poll(timeout, room)
         self.alone = len(ready) == 1
-        for fd, events in ready:
-            entry = callbacks.get(fd)
-            if entry is None:
-                continue
-            try:
-                entry.on_event(events)
-            except Exception as exc:
-                self._failed(exc, entry.crashed)
+        while ready:
+            for fd, events in ready:
+                entry = callbacks.get(fd)
+                if entry is None:
+                    continue
+                try:
+                    entry.on_event(events)
+                except Exception as exc:
+                    self._failed(exc, entry.crashed)
+            room -= len(ready)
+            if self.alone or room <= 0:
+                break
+            # Where there were several more have come by now: what is written for them leaves with the rest.
+            ready = poll(0, room)
         self._batches += 1
         if self._due:
             self._fire_timers()
