@@ -21,13 +21,15 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from ambient.engine.alarm import Alarm
 from ambient.engine.headroom import Headroom
-from ambient.engine.revocations import Revocations
 from ambient.model.limits import Limits
 from ambient.wire.hbone_budget import WindowBudget
+
+if TYPE_CHECKING:
+    from ambient.engine.revocations import Revocations
 
 IN = select.EPOLLIN
 OUT = select.EPOLLOUT
