@@ -119,6 +119,9 @@ def _text(body: Mapping[str, Any]) -> str:
             for one in troubled
         ]
         text += "\n" + output.table(("POD", "ATTESTATION", "REPAIRS", "PLAINTEXT", "REASON"), trouble)
+    if departed := body.get("departed"):
+        gone = [(f"{one['namespace']}/{one['name']}", one["path"], one["reason"]) for one in departed]
+        text += "\n" + output.table(("VANISHED", "WAITED FOR AT", "REASON"), gone)
     certificates = body.get("certificates")
     if isinstance(certificates, list) and certificates:
         rows = [(c.get("identity"), c.get("holder", c.get("node")), c.get("not_after")) for c in certificates]

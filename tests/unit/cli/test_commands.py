@@ -453,6 +453,16 @@ def test_status_names_who_could_not_be_enrolled(mesh: FakeMesh, capsys: pytest.C
     assert row.split(maxsplit=4) == ["shop/client", "failed", "<none>", "<none>", state["reason"]]
 
 
+def test_status_names_guests_that_have_vanished(mesh: FakeMesh, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are no pods any more, and somebody thinks that they are in the mesh."""
+    gone = {"namespace": "shop", "name": "web", "path": "/run/netns/web", "reason": "it has vanished"}
+    mesh.answers["status"] = {**ANSWERS["status"], "departed": [gone]}
+
+    assert run(["status"]) == 0
+    (row,) = [line for line in said(capsys).splitlines() if line.startswith("shop/web")]
+    assert row.split(maxsplit=2) == ["shop/web", "/run/netns/web", "it has vanished"]
+
+
 def test_status_shows_what_runs_without_control(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
