@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Protocol, TypeAlias
 
-from ambient.engine.alarm import Alarm
+from ambient.engine.alarm import NANOSECONDS, Alarm
 from ambient.engine.headroom import Headroom
 from ambient.engine.revocations import Revocations
 from ambient.model.limits import Limits
@@ -52,7 +52,6 @@ FLUSH_ROUNDS = 3
 SWEEP_TIMERS = 512
 # How many failures of callbacks are kept for whoever looks into the process.
 KEPT_FAILURES = 32
-NANOSECONDS = 1_000_000_000
 
 
 class Flushable(Protocol):
