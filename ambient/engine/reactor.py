@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from ambient.engine.alarm import Alarm
+from ambient.engine.alarm import NANOSECONDS, Alarm
 from ambient.engine.headroom import Headroom
 from ambient.model.limits import Limits
 from ambient.wire.hbone_budget import WindowBudget
@@ -55,7 +55,6 @@ FLUSH_ROUNDS = 3
 SWEEP_TIMERS = 512
 # How many failures of callbacks are kept for whoever looks into the process.
 KEPT_FAILURES = 32
-NANOSECONDS = 1_000_000_000
 
 
 class Flushable(Protocol):
