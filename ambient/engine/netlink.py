@@ -254,13 +254,15 @@ class NetlinkSocket:
         """Every address."""
         return [netlink_route.decode_address(each) for each in self.dump(netlink_route.dump_addresses())]
 
-    def routes(self, family: int = socket.AF_INET) -> list[netlink_route.Route]:
-        """Every route of *family*, all tables."""
-        return [netlink_route.decode_route(each) for each in self.dump(netlink_route.dump_routes(family))]
+    def routes(self, family: int = socket.AF_INET, table: int | None = None) -> list[netlink_route.Route]:
+        """Every route of *family*, of all tables or of one below 256."""
+        found = self.dump(netlink_route.dump_routes(family))
+        return [netlink_route.decode_route(each) for each in found if netlink_route.is_of(table, each)]
 
-    def rules(self, family: int = socket.AF_INET) -> list[netlink_route.Rule]:
-        """Every routing rule of *family*."""
-        return [netlink_route.decode_rule(each) for each in self.dump(netlink_route.dump_rules(family))]
+    def rules(self, family: int = socket.AF_INET, table: int | None = None) -> list[netlink_route.Rule]:
+        """Every routing rule of *family* (AF_UNSPEC: of both), to all tables or to one below 256."""
+        found = self.dump(netlink_route.dump_rules(family))
+        return [netlink_route.decode_rule(each) for each in found if netlink_route.is_of(table, each)]
 
     def _index(self, name: str) -> int:
         if name not in self._indices:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from ambient.redirect.plan import (
     Capture,
 )
 from ambient.wire import netlink_diag
-from ambient.wire.netlink import AF_INET, AF_INET6, NETLINK_SOCK_DIAG, NLM_F_ACK, Request
+from ambient.wire.netlink import AF_INET, AF_INET6, NETLINK_SOCK_DIAG, Request
 from ambient.wire.netlink_diag import CARRYING, CLOSE_WAIT, ESTABLISHED, LISTEN, TcpSocket
 
 PROXY_PORTS = (OUTBOUND_PORT, INBOUND_PORT, HBONE_PORT)
@@ -39,12 +39,12 @@ def anybody_listens(netns: int, ports: tuple[int, ...] = PROXY_PORTS) -> bool:
     A quick question for each port; ``listeners`` has the kernel walk over all listeners of the machine.
     """
     with NetlinkSocket(netns, NETLINK_SOCK_DIAG) as nl:
-        for family in (AF_INET6, AF_INET):
-            for port in ports:
-                with suppress(FileNotFoundError):
-                    nl.get(replace(netlink_diag.find_listener(family, port), flags=NLM_F_ACK))
-                    return True
-    return False
+        return any(nl.answers(_listeners_on(ports)))
+
+
+@functools.cache
+def _listeners_on(ports: tuple[int, ...]) -> tuple[Request, ...]:
+    return tuple(netlink_diag.find_listener(family, port) for family in (AF_INET6, AF_INET) for port in ports)
 
 
 def listening_ports(netns: int) -> frozenset[int]:
@@ -54,9 +54,11 @@ def listening_ports(netns: int) -> frozenset[int]:
 
 def established(netns: int) -> tuple[TcpSocket, ...]:
     """Connections to elsewhere that carry bytes; those within the pod are never captured and not counted."""
-    if _only_listens(netns):
-        return ()
-    return tuple(each for each in _sockets(netns, *CARRYING) if not _stays_inside(each))
+    with NetlinkSocket(netns, NETLINK_SOCK_DIAG) as nl:
+        if _only_listens(netns, nl):
+            return ()
+        found = map(netlink_diag.decode_socket, nl.dump(netlink_diag.dump_tcp(*CARRYING)))
+        return tuple(each for each in found if not _stays_inside(each))
 
 
 def past_the_proxy(netns: int, capture: Capture) -> tuple[TcpSocket, ...]:
@@ -158,7 +160,7 @@ def _holds(pid: int, inode: int) -> bool:
     return False
 
 
-def _only_listens(netns: int) -> bool:
+def _only_listens(netns: int, nl: NetlinkSocket) -> bool:
     """Whether the namespace has no TCP sockets but listeners, as far as can be told quickly.
 
     The kernel lists connections by walking its table of all namespaces, where each that has just ended stays
@@ -168,7 +170,7 @@ def _only_listens(netns: int) -> bool:
         counted = _in_use("sockstat", "TCP:")
         # Without IPv6 there is no such file.
         of_ipv6 = _in_use("sockstat6", "TCP6:") or 0
-    return counted is not None and counted + of_ipv6 == len(_sockets(netns, LISTEN))
+    return counted is not None and counted + of_ipv6 == len(nl.dump(netlink_diag.dump_tcp(LISTEN)))
 
 
 def _in_use(name: str, row: str) -> int | None:
