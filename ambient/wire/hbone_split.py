@@ -54,6 +54,11 @@ class FrameSplitter(ABC):
         message_end: Where what ``take_message`` took ends.
     """
 
+    __slots__ = (
+        "_batch", "_broken", "_current", "_ending", "_events", "_left", "_pad_unknown", "_padding", "_preface",
+        "_stash", "_wanted", "message_end",
+    )  # fmt: skip
+
     def __init__(self, *, preface: bool) -> None:
         self._preface = f.PREFACE if preface else b""
         self._stash = bytearray()  # The beginning of a header, or of a frame to be gathered.
