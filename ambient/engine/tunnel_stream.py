@@ -409,6 +409,10 @@ class TunnelStream(Stream):
         if self._owed and self.live:
             owed, self._owed = self._owed, 0
             wire = self.connection.wire
+            if not self.drained and self._sink is not None:
+                # More may come than one window of this width: that is for the windows to hold. Said no
+                # sooner, as few connections carry that much.
+                self._sink.bound_unsent()
             wire.credit(self, owed)
             if wire.has_output:
                 self.connection.touch()
