@@ -265,10 +265,7 @@ class Reactor:
             self._fire_timers()
         if self._soon:
             self._run_soon()
-        # A tunnel's flush makes its TLS channel dirty; more rounds are left to the next batch.
-        for _ in range(FLUSH_ROUNDS):
-            if not self._dirty:
-                break
+        if self._dirty:
             self._flush()
 
     def stop(self) -> None:
@@ -340,12 +337,16 @@ class Reactor:
                 self._failed(exc, on_error)
 
     def _flush(self) -> None:
-        dirty, self._dirty = self._dirty, []
-        for flushable in dirty:
-            try:
-                flushable.flush()
-            except Exception as exc:
-                self._failed(exc, flushable.crashed)
+        # A tunnel's flush makes its TLS channel dirty; more rounds are left to the next batch.
+        for _ in range(FLUSH_ROUNDS):
+            dirty, self._dirty = self._dirty, []
+            for flushable in dirty:
+                try:
+                    flushable.flush()
+                except Exception as exc:
+                    self._failed(exc, flushable.crashed)
+            if not self._dirty:
+                break
 
     def _woken(self, events: int) -> None:
         os.eventfd_read(self._wake_fd)

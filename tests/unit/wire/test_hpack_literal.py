@@ -123,6 +123,47 @@ def test_the_second_request_to_a_target_is_read_quickly() -> None:
     assert found[0] is None
 
 
+_FORWARDED, _TRACEPARENT = b"\x00\x09forwarded", b"\x00\x0btraceparent"
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        pytest.param(_FORWARDED + b"\x01x" + _TRACEPARENT + b"\x02yz", id="ordinary"),
+        pytest.param(_FORWARDED + b"\x00" + _TRACEPARENT + b"\x00", id="empty"),
+        pytest.param(_FORWARDED + b"\x7e" + b"x" * 126 + _TRACEPARENT + b"\x03y z", id="126 bytes"),
+        pytest.param(_FORWARDED + b"\x7f\x00" + b"x" * 127 + _TRACEPARENT + b"\x01y", id="127 bytes"),
+        pytest.param(_FORWARDED + b"\x02x" + _TRACEPARENT + b"\x01y", id="first too short"),
+        pytest.param(_FORWARDED + b"\x00x" + _TRACEPARENT + b"\x01y", id="first too long"),
+        pytest.param(_FORWARDED + b"\x01x" + _TRACEPARENT + b"\x02y", id="cut"),
+        pytest.param(_FORWARDED + b"\x01x" + _TRACEPARENT + b"\x01yz", id="second too long"),
+        pytest.param(_FORWARDED + b"\x81\xf3" + _TRACEPARENT + b"\x01y", id="huffman"),
+        pytest.param(_FORWARDED + b"\x02 x" + _TRACEPARENT + b"\x01y", id="space before"),
+        pytest.param(_FORWARDED + b"\x01x" + _TRACEPARENT + b"\x02y ", id="space behind"),
+        pytest.param(_FORWARDED + b"\x03x\r\n" + _TRACEPARENT + b"\x01y", id="line break"),
+        pytest.param(_FORWARDED + b"\x01x" + _TRACEPARENT + b"\x01\n", id="only a line break"),
+        pytest.param(_FORWARDED + b"\x01x" + _TRACEPARENT + b"\x02y\n", id="line break at the end"),
+        pytest.param(_FORWARDED + b"\x02\xc3\xa9" + _TRACEPARENT + b"\x01y", id="not ASCII"),
+        pytest.param(_FORWARDED + b"\x01x", id="one field"),
+        pytest.param(_TRACEPARENT + b"\x01y" + _FORWARDED + b"\x01x", id="other order"),
+    ],
+)
+def test_an_ending_means_what_the_decoder_makes_of_it(ending: bytes) -> None:
+    """Also where it looks nearly as the one before it did."""
+    begin = h.encode_request("10.0.0.1:80", (("baggage", "a=b"),))
+    reader = h.RequestReader()
+    usual = begin + _FORWARDED + b"\x01x" + _TRACEPARENT + b"\x01y"
+    reader.learn(usual, h.read_request(h.HeaderDecoder().decode(usual)))
+    assert reader.read(usual) is not None
+
+    try:
+        expected = h.read_request(h.HeaderDecoder().decode(begin + ending))
+    except (h.MalformedError, h.CompressionBrokenError):
+        expected = None
+
+    assert reader.read(begin + ending) in (None, expected)
+
+
 def test_what_is_too_large_is_not_read_quickly() -> None:
     """A block of few bytes can say much, and 431 is the decoder's to give."""
     reader = h.RequestReader()
