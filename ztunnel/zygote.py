@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import ztunnel.__main__ as program
-from ambient.engine.frugal import release_unused
+from ambient.engine.frugal import forget_lookups, release_unused
 from ambient.engine.privileges import NODE_DAEMON, keep_only
 
 ZYGOTE_FD = "AMBIENT_ZYGOTE_FD"
@@ -116,6 +116,7 @@ def main(become: Callable[[], int] = program.main) -> int:
     # What start-up made stays shared: a collection in a child would copy every page of it.
     gc.collect()
     release_unused()
+    forget_lookups()
     gc.freeze()
     return become() if serve(sock) else 0
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import NamedTuple, NewType, TypeAlias
-
-import hpack
+from typing import TYPE_CHECKING, NamedTuple, NewType, TypeAlias
 
 from ambient.errors import LocalProtocolError
 from ambient.wire.hpack_literal import read_literals
+
+if TYPE_CHECKING:
+    import hpack
 
 Headers: TypeAlias = tuple[tuple[str, str], ...]
 RawHeaders: TypeAlias = list[tuple[bytes, bytes]]
@@ -84,7 +85,8 @@ class HeaderDecoder:
     """Decompresses the blocks of one direction of one connection."""
 
     def __init__(self) -> None:
-        self._decoder = hpack.Decoder(max_header_list_size=DECODER_LIST_BYTES)
+        # None until a block needs it.
+        self._decoder: hpack.Decoder | None = None
 
     def decode(self, block: bytes) -> RawHeaders:
         """Decode one block.
@@ -93,10 +95,17 @@ class HeaderDecoder:
             CompressionBrokenError: the connection cannot go on.
         """
         simple = read_literals(block)
-        if simple is not None:
-            return simple
+        return simple if simple is not None else self._decompress(block)
+
+    def _decompress(self, block: bytes) -> RawHeaders:
+        # Where all peers are ours nobody compresses, and 0.7 MB of every process are not needed.
+        import hpack
+
+        decoder = self._decoder
+        if decoder is None:
+            decoder = self._decoder = hpack.Decoder(max_header_list_size=DECODER_LIST_BYTES)
         try:
-            return [(bytes(name), bytes(value)) for name, value in self._decoder.decode(block, raw=True)]
+            return [(bytes(name), bytes(value)) for name, value in decoder.decode(block, raw=True)]
         except hpack.OversizedHeaderListError as exc:
             raise CompressionBrokenError(str(exc), oversized=True) from exc
         except hpack.HPACKError as exc:
