@@ -46,6 +46,8 @@ _BYTES = tuple(bytes((value,)) for value in range(127))
 
 # RFC 9113 8.2.1: lower case, no controls, no space; and values without CR, LF, NUL or edge blanks.
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
+_LENGTH = re.compile(rb"[0-9]{1,18}")
+_STATUS = re.compile(rb"[1-9][0-9][0-9]")
 _BAD_VALUE = re.compile(rb"[\x00\r\n]|^[ \t]|[ \t]\Z")
 _CONNECTION_FIELDS = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade")
@@ -226,7 +228,7 @@ def content_length(values: list[bytes]) -> int | None:
     """The length that these content-length fields declare; None: no field, -1: no length (RFC 9110 8.6)."""
     if not values:
         return None
-    if len(set(values)) > 1 or not re.fullmatch(rb"[0-9]{1,18}", values[0]):
+    if len(set(values)) > 1 or not _LENGTH.fullmatch(values[0]):
         return -1
     return int(values[0])
 
@@ -264,7 +266,7 @@ def read_response(headers: RawHeaders) -> tuple[int, Headers]:
     """
     pseudo, rest = _split(headers, _RESPONSE_PSEUDO)
     status = pseudo.get(b":status", b"")
-    if not re.fullmatch(rb"[1-9][0-9][0-9]", status) or status == b"101":
+    if not _STATUS.fullmatch(status) or status == b"101":
         raise MalformedError(f"not a status: {status!r}")
     return int(status), _text(rest)
 
