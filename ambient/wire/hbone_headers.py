@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import NamedTuple, NewType, TypeAlias
-
-import hpack
+from typing import TYPE_CHECKING, NamedTuple, NewType, TypeAlias
 
 from ambient.errors import LocalProtocolError
 from ambient.wire.hpack_literal import read_literals
+
+if TYPE_CHECKING:
+    import hpack
 
 Headers: TypeAlias = tuple[tuple[str, str], ...]
 RawHeaders: TypeAlias = list[tuple[bytes, bytes]]
@@ -46,6 +47,8 @@ _BYTES = tuple(bytes((value,)) for value in range(127))
 
 # RFC 9113 8.2.1: lower case, no controls, no space; and values without CR, LF, NUL or edge blanks.
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
+_LENGTH = re.compile(rb"[0-9]{1,18}")
+_STATUS = re.compile(rb"[1-9][0-9][0-9]")
 _BAD_VALUE = re.compile(rb"[\x00\r\n]|^[ \t]|[ \t]\Z")
 _CONNECTION_FIELDS = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade")
@@ -85,7 +88,8 @@ class HeaderDecoder:
     """Decompresses the blocks of one direction of one connection."""
 
     def __init__(self) -> None:
-        self._decoder = hpack.Decoder(max_header_list_size=DECODER_LIST_BYTES)
+        # None until a block needs it.
+        self._decoder: hpack.Decoder | None = None
 
     def decode(self, block: bytes) -> RawHeaders:
         """Decode one block.
@@ -94,10 +98,17 @@ class HeaderDecoder:
             CompressionBrokenError: the connection cannot go on.
         """
         simple = read_literals(block)
-        if simple is not None:
-            return simple
+        return simple if simple is not None else self._decompress(block)
+
+    def _decompress(self, block: bytes) -> RawHeaders:
+        # Where all peers are ours nobody compresses, and 0.7 MB of every process are not needed.
+        import hpack
+
+        decoder = self._decoder
+        if decoder is None:
+            decoder = self._decoder = hpack.Decoder(max_header_list_size=DECODER_LIST_BYTES)
         try:
-            return [(bytes(name), bytes(value)) for name, value in self._decoder.decode(block, raw=True)]
+            return [(bytes(name), bytes(value)) for name, value in decoder.decode(block, raw=True)]
         except hpack.OversizedHeaderListError as exc:
             raise CompressionBrokenError(str(exc), oversized=True) from exc
         except hpack.HPACKError as exc:
@@ -209,7 +220,7 @@ def content_length(values: list[bytes]) -> int | None:
     """The length that these content-length fields declare; None: no field, -1: no length (RFC 9110 8.6)."""
     if not values:
         return None
-    if len(set(values)) > 1 or not re.fullmatch(rb"[0-9]{1,18}", values[0]):
+    if len(set(values)) > 1 or not _LENGTH.fullmatch(values[0]):
         return -1
     return int(values[0])
 
@@ -247,7 +258,7 @@ def read_response(headers: RawHeaders) -> tuple[int, Headers]:
     """
     pseudo, rest = _split(headers, _RESPONSE_PSEUDO)
     status = pseudo.get(b":status", b"")
-    if not re.fullmatch(rb"[1-9][0-9][0-9]", status) or status == b"101":
+    if not _STATUS.fullmatch(status) or status == b"101":
         raise MalformedError(f"not a status: {status!r}")
     return int(status), _text(rest)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hpack
 import pytest
+from hpack.table import HeaderTable
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +17,13 @@ VALUES = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size
 
 def reference(block: bytes) -> list[tuple[bytes, bytes]]:
     return [(bytes(name), bytes(value)) for name, value in hpack.Decoder().decode(block, raw=True)]
+
+
+def test_the_static_table_is_the_decoders() -> None:
+    """RFC 7541, appendix A: all 61 entries."""
+    table = HeaderTable.STATIC_TABLE
+
+    assert [read_literals(bytes((0x80 | index,))) for index in range(1, 62)] == [[each] for each in table]
 
 
 @given(st.lists(st.tuples(NAMES, VALUES), max_size=8).map(tuple))
