@@ -39,6 +39,8 @@ REMEMBERED_NAMES = 64
 MAX_REMEMBERED_BYTES = 1024
 MAX_REMEMBERED_REQUESTS = 4
 VARYING_FIELDS = 2
+# A literal's length in one byte, and so many that are ordinary, with no blank at either end.
+_VALUE = rb"([\x00-\x7e])((?! )[ -~]*(?<! ))"
 _VARYING = frozenset(("baggage", "forwarded", "traceparent"))
 # Answers whose block is kept: there is one for each pod of the node. Picked, not measured.
 REMEMBERED_ANSWERS = 256
@@ -171,8 +173,7 @@ class RequestReader:
 @functools.cache
 def _ending(first: str, second: str) -> re.Pattern[bytes]:
     """What two fields of these names look like that are literals with ordinary values of up to 126 bytes."""
-    value = rb"([\x00-\x7e])((?! )[ -~]*(?<! ))"
-    return re.compile(value.join((re.escape(_field_name(first)), re.escape(_field_name(second)), b"")))
+    return re.compile(re.escape(_field_name(first)) + _VALUE + re.escape(_field_name(second)) + _VALUE)
 
 
 def _as_before(known: _Known, block: bytes) -> Request | None:
