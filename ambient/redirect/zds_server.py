@@ -149,9 +149,10 @@ class ZdsServer:
         """
         # First of all: who empties the queue and closes must be the last to hold it.
         self._serve_no_more(uid)
-        waiting = self._draining.setdefault(uid, set())
-        for link in tuple(self._links):
-            waiting.add(link)
+        links = tuple(self._links)
+        # All of them before the first is asked: its word that nothing is left must not be the last.
+        self._draining.setdefault(uid, set()).update(links)
+        for link in links:
             await self._ask_to_delete(link, uid)
 
     async def _ask_to_delete(self, link: ZtunnelLink, uid: str) -> None:

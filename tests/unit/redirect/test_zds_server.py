@@ -1,0 +1,76 @@
+"""The agent's end of ZDS with two ztunnels: who is to be heard before a pod is left alone."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+
+import trio
+import trio.testing
+
+from ambient.redirect.zds_server import Named, ZdsServer
+from ambient.wire.zds import WorkloadRemoved, ZtunnelConnection
+from tests.flow.loopback import until
+
+
+class Ztunnel:
+    """Has nothing to serve; *empty* ones say so before they answer."""
+
+    def __init__(self, path: str, *, retired: bool, empty: bool) -> None:
+        self._path, self._retired, self._empty = path, retired, empty
+        self._wire = ZtunnelConnection()
+        self.asked = trio.Event()
+        self._sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        await self._sock.connect(self._path)
+        await self._sock.send(self._wire.hello(retired=self._retired))
+        task_status.started()
+        with self._sock:
+            while data := await self._sock.recv(4096):
+                match self._wire.receive_packet(data, ()):
+                    case WorkloadRemoved(uid):
+                        if self._empty:
+                            await self.drained(uid)
+                        await self._sock.send(self._wire.ack(""))
+                        self.asked.set()
+                    case _:
+                        await self._sock.send(self._wire.ack(""))
+
+    async def drained(self, uid: str) -> None:
+        await self._sock.send(self._wire.drained(uid))
+
+
+async def nobody() -> Iterable[Named]:
+    return ()
+
+
+async def test_a_pod_is_drained_when_every_ztunnel_has_said_so(tmp_path: Path) -> None:
+    """Also if the first one to be asked has nothing of it: the rules of the others' connections would go.
+
+    Seen as resets at an un-enrollment after an agent had been killed: the newest ztunnel was back first.
+    """
+    path = str(tmp_path / "zds")
+    server = ZdsServer(path, nobody)
+    heard: list[str] = []
+    server.on_drained = heard.append
+    async with trio.open_nursery() as nursery:
+        await nursery.start(server.run)
+        newest = Ztunnel(path, retired=False, empty=True)
+        older = Ztunnel(path, retired=True, empty=False)
+        await nursery.start(newest.run)
+        with trio.fail_after(10):
+            await server.ready()
+            await nursery.start(older.run)
+            await until(lambda: len(server._links) == 2 and server._links[1].retired)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+
+            await server.delete("web")
+
+            assert older.asked.is_set()
+            assert heard == []
+            await older.drained("web")
+            await until(lambda: bool(heard))
+        assert heard == ["web"]
+        nursery.cancel_scope.cancel()
