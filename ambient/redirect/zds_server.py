@@ -42,6 +42,10 @@ NAMED_AT_ONCE = 32
 # How often it is looked whether ztunnels can still find us; picked, not measured.
 PATH_SECONDS = 1.0
 
+# A ztunnel whose agent has died dials the next one after 1.2 s at the most; before that it is not known
+# whether one that was replaced still carries connections. Picked.
+RETURN_SECONDS = 2.0
+
 Named: TypeAlias = tuple[WorkloadInfo, int]
 
 
@@ -67,6 +71,9 @@ class ZdsServer:
         self._latest: ZtunnelLink | None = None
         self._arrived = trio.Event()
         self._draining: dict[str, set[ZtunnelLink]] = {}
+        # Drained as far as those say who are back; who is not yet may have more of it.
+        self._perhaps_drained: set[str] = set()
+        self._all_are_back = 0.0
         self._store = FdStore()
         self._served: dict[str, SpiffeId] = {}
 
@@ -92,6 +99,8 @@ class ZdsServer:
         listener = _listen(self._path)
         try:
             async with trio.open_nursery() as nursery:
+                self._all_are_back = trio.current_time() + RETURN_SECONDS
+                nursery.start_soon(self._tell_when_all_are_back)
                 task_status.started()
                 while True:
                     with trio.move_on_after(PATH_SECONDS):
@@ -279,9 +288,21 @@ class ZdsServer:
         if waiting is None:
             return
         waiting.discard(link)
-        if not waiting:
-            del self._draining[uid]
-            self.on_drained(uid)
+        if waiting:
+            return
+        if trio.current_time() < self._all_are_back:
+            self._perhaps_drained.add(uid)
+            return
+        del self._draining[uid]
+        self.on_drained(uid)
+
+    async def _tell_when_all_are_back(self) -> None:
+        await trio.sleep_until(self._all_are_back)
+        for uid in self._perhaps_drained:
+            # Of one that is enrolled again nobody waits to hear, and who came back since has been asked.
+            if self._draining.get(uid) == set():
+                del self._draining[uid]
+                self.on_drained(uid)
 
     def _forget(self, link: ZtunnelLink) -> None:
         self._links.remove(link)

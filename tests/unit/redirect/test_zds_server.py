@@ -9,6 +9,7 @@ from pathlib import Path
 import trio
 import trio.testing
 
+from ambient.redirect import zds_server
 from ambient.redirect.zds_server import Named, ZdsServer
 from ambient.wire.zds import WorkloadRemoved, ZtunnelConnection
 from tests.flow.loopback import until
@@ -71,6 +72,49 @@ async def test_a_pod_is_drained_when_every_ztunnel_has_said_so(tmp_path: Path) -
             assert older.asked.is_set()
             assert heard == []
             await older.drained("web")
+            await until(lambda: bool(heard))
+        assert heard == ["web"]
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_agent_that_has_just_come_waits_for_those_that_are_not_back(tmp_path: Path) -> None:
+    """A replaced ztunnel dials a new agent in its time, and may carry what the newest knows nothing of."""
+    path = str(tmp_path / "zds")
+    server = ZdsServer(path, nobody)
+    heard: list[str] = []
+    server.on_drained = heard.append
+    async with trio.open_nursery() as nursery:
+        await nursery.start(server.run)
+        newest = Ztunnel(path, retired=False, empty=True)
+        older = Ztunnel(path, retired=True, empty=False)
+        await nursery.start(newest.run)
+        with trio.fail_after(10):
+            await server.ready()
+            await server.delete("web")
+            await newest.asked.wait()
+            await nursery.start(older.run)
+            await older.asked.wait()
+            await trio.sleep(zds_server.RETURN_SECONDS)
+            assert heard == []
+
+            await older.drained("web")
+            await until(lambda: bool(heard))
+        assert heard == ["web"]
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_only_the_newest_had_is_told_when_nobody_else_came(tmp_path: Path) -> None:
+    """Later, but told."""
+    path = str(tmp_path / "zds")
+    server = ZdsServer(path, nobody)
+    heard: list[str] = []
+    server.on_drained = heard.append
+    async with trio.open_nursery() as nursery:
+        await nursery.start(server.run)
+        await nursery.start(Ztunnel(path, retired=False, empty=True).run)
+        with trio.fail_after(10):
+            await server.ready()
+            await server.delete("web")
             await until(lambda: bool(heard))
         assert heard == ["web"]
         nursery.cancel_scope.cancel()
