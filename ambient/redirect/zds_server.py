@@ -42,9 +42,11 @@ NAMED_AT_ONCE = 32
 # How often it is looked whether ztunnels can still find us; picked, not measured.
 PATH_SECONDS = 1.0
 
-# A ztunnel whose agent has died dials the next one after 1.2 s at the most; before that it is not known
-# whether one that was replaced still carries connections. Picked.
+# A ztunnel that has lost its agent dials it again after 1.2 s at the most; before that it is not known
+# whether it still carries connections of a pod that drains. Picked.
 RETURN_SECONDS = 2.0
+# How often it is looked who has not come back; picked, not measured.
+LOOK_SECONDS = 0.5
 
 Named: TypeAlias = tuple[WorkloadInfo, int]
 
@@ -71,8 +73,8 @@ class ZdsServer:
         self._latest: ZtunnelLink | None = None
         self._arrived = trio.Event()
         self._draining: dict[str, set[ZtunnelLink]] = {}
-        # Drained as far as those say who are back; who is not yet may have more of it.
-        self._perhaps_drained: set[str] = set()
+        # Drained as far as those say who are here, and when it is so: who may come back may have more of it.
+        self._perhaps_drained: dict[str, float] = {}
         self._all_are_back = 0.0
         self._store = FdStore()
         self._served: dict[str, SpiffeId] = {}
@@ -100,7 +102,7 @@ class ZdsServer:
         try:
             async with trio.open_nursery() as nursery:
                 self._all_are_back = trio.current_time() + RETURN_SECONDS
-                nursery.start_soon(self._tell_when_all_are_back)
+                nursery.start_soon(self._miss_nobody)
                 task_status.started()
                 while True:
                     with trio.move_on_after(PATH_SECONDS):
@@ -291,24 +293,32 @@ class ZdsServer:
         if waiting:
             return
         if trio.current_time() < self._all_are_back:
-            self._perhaps_drained.add(uid)
+            self._perhaps_drained[uid] = self._all_are_back
             return
         del self._draining[uid]
         self.on_drained(uid)
 
-    async def _tell_when_all_are_back(self) -> None:
-        await trio.sleep_until(self._all_are_back)
-        for uid in self._perhaps_drained:
-            # Of one that is enrolled again nobody waits to hear, and who came back since has been asked.
-            if self._draining.get(uid) == set():
-                del self._draining[uid]
-                self.on_drained(uid)
+    async def _miss_nobody(self) -> None:
+        """Tell of those who are drained because whoever might have had more of them has not come back."""
+        while True:
+            await trio.sleep(LOOK_SECONDS)
+            now = trio.current_time()
+            for uid in [uid for uid, due in self._perhaps_drained.items() if now >= due]:
+                del self._perhaps_drained[uid]
+                # Of one that is enrolled again nobody waits to hear, and who came back has been asked.
+                if self._draining.get(uid) == set():
+                    del self._draining[uid]
+                    self.on_drained(uid)
 
     def _forget(self, link: ZtunnelLink) -> None:
         self._links.remove(link)
         link.settled.set()  # Whoever waits for it is to look for another one.
-        for waiting in self._draining.values():
-            waiting.discard(link)
+        for uid, waiting in self._draining.items():
+            if link in waiting:
+                waiting.discard(link)
+                if not waiting:
+                    # If its process has ended, so have its connections.
+                    self._perhaps_drained[uid] = trio.current_time() + RETURN_SECONDS
         if self._latest is link:
             # An older ztunnel beside it is on its way out: nothing new is for that one.
             self._latest = None

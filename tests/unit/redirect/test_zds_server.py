@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import trio
@@ -28,7 +29,7 @@ class Ztunnel:
         await self._sock.connect(self._path)
         await self._sock.send(self._wire.hello(retired=self._retired))
         task_status.started()
-        with self._sock:
+        with self._sock, suppress(trio.ClosedResourceError):
             while data := await self._sock.recv(4096):
                 match self._wire.receive_packet(data, ()):
                     case WorkloadRemoved(uid):
@@ -38,6 +39,9 @@ class Ztunnel:
                         self.asked.set()
                     case _:
                         await self._sock.send(self._wire.ack(""))
+
+    def close(self) -> None:
+        self._sock.close()
 
     async def drained(self, uid: str) -> None:
         await self._sock.send(self._wire.drained(uid))
@@ -115,6 +119,30 @@ async def test_what_only_the_newest_had_is_told_when_nobody_else_came(tmp_path: 
         with trio.fail_after(10):
             await server.ready()
             await server.delete("web")
+            await until(lambda: bool(heard))
+        assert heard == ["web"]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_replaced_ztunnel_that_ends_has_nothing_left(tmp_path: Path) -> None:
+    """It ends with its last connection, or is killed; in either case it may not have come to say so."""
+    path = str(tmp_path / "zds")
+    server = ZdsServer(path, nobody)
+    heard: list[str] = []
+    server.on_drained = heard.append
+    async with trio.open_nursery() as nursery:
+        await nursery.start(server.run)
+        await nursery.start(Ztunnel(path, retired=False, empty=True).run)
+        older = Ztunnel(path, retired=True, empty=False)
+        await nursery.start(older.run)
+        with trio.fail_after(10):
+            await server.ready()
+            await until(lambda: len(server._links) == 2 and server._links[1].retired)
+            await server.delete("web")
+            await older.asked.wait()
+            assert heard == []
+
+            older.close()
             await until(lambda: bool(heard))
         assert heard == ["web"]
         nursery.cancel_scope.cancel()
