@@ -244,6 +244,11 @@ class ZdsServer:
 
     async def _add_named(self, link: ZtunnelLink, workload: WorkloadInfo, netns: int) -> None:
         error = await link.request(lambda: link.wire.add(workload), [netns], ADD_DEADLINE)
+        if error and trio.current_time() < self._all_are_back:
+            # The one before it may listen there still, and has not come yet to hand that over.
+            await trio.sleep_until(self._all_are_back)
+            await self._pass_listeners(link, workload.uid)
+            error = await link.request(lambda: link.wire.add(workload), [netns], ADD_DEADLINE)
         if error:
             self.on_refused(workload.uid, error)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterable
 from contextlib import suppress
@@ -10,9 +11,10 @@ from pathlib import Path
 import trio
 import trio.testing
 
+from ambient.model.identity import SpiffeId
 from ambient.redirect import zds_server
 from ambient.redirect.zds_server import Named, ZdsServer
-from ambient.wire.zds import WorkloadRemoved, ZtunnelConnection
+from ambient.wire.zds import WorkloadAdded, WorkloadInfo, WorkloadRemoved, ZtunnelConnection
 from tests.flow.loopback import until
 
 
@@ -23,6 +25,7 @@ class Ztunnel:
         self._path, self._retired, self._empty = path, retired, empty
         self._wire = ZtunnelConnection()
         self.asked = trio.Event()
+        self.refusals: list[str] = []
         self._sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -30,13 +33,20 @@ class Ztunnel:
         await self._sock.send(self._wire.hello(retired=self._retired))
         task_status.started()
         with self._sock, suppress(trio.ClosedResourceError):
-            while data := await self._sock.recv(4096):
-                match self._wire.receive_packet(data, ()):
+            while True:
+                data, ancillary, _, _ = await self._sock.recvmsg(4096, 256)
+                if not data:
+                    return
+                fds = [int.from_bytes(raw[:4], "little") for _, _, raw in ancillary]
+                match self._wire.receive_packet(data, fds):
                     case WorkloadRemoved(uid):
                         if self._empty:
                             await self.drained(uid)
                         await self._sock.send(self._wire.ack(""))
                         self.asked.set()
+                    case WorkloadAdded():
+                        os.close(fds[0])
+                        await self._sock.send(self._wire.ack(self.refusals.pop() if self.refusals else ""))
                     case _:
                         await self._sock.send(self._wire.ack(""))
 
@@ -146,3 +156,33 @@ async def test_a_replaced_ztunnel_that_ends_has_nothing_left(tmp_path: Path) -> 
             await until(lambda: bool(heard))
         assert heard == ["web"]
         nursery.cancel_scope.cancel()
+
+
+async def test_a_pod_that_the_newest_cannot_serve_yet_is_asked_for_again(tmp_path: Path) -> None:
+    """A new agent holds no listeners: who has them is about to come, and they are in the way until then."""
+    path = str(tmp_path / "zds")
+    web = WorkloadInfo(
+        uid="web",
+        name="web-1",
+        namespace="shop",
+        service_account="web",
+        identity=SpiffeId("cluster.local", "shop", "web"),
+    )
+    netns = os.open("/proc/self/ns/net", os.O_RDONLY)
+
+    async def captured() -> Iterable[Named]:
+        return [(web, netns)]
+
+    server = ZdsServer(path, captured)
+    refused: list[tuple[str, str]] = []
+    server.on_refused = lambda uid, reason: refused.append((uid, reason))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(server.run)
+        newest = Ztunnel(path, retired=False, empty=True)
+        newest.refusals = ["[Errno 98] cannot listen on 15001 in the pod: Address already in use"]
+        await nursery.start(newest.run)
+        with trio.fail_after(10):
+            await server.ready()
+        assert (refused, newest.refusals) == ([], [])
+        nursery.cancel_scope.cancel()
+    os.close(netns)
