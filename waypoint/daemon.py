@@ -16,7 +16,6 @@ from ambient.engine.follow import Follow, control_socket
 from ambient.engine.netns import listen_in
 from ambient.engine.overload import RefusalLog
 from ambient.engine.reactor import Reactor
-from ambient.engine.revocations import Revocations
 from ambient.engine.svids import SvidCache
 from ambient.errors import Unavailable
 from ambient.model.identity import DEFAULT_TRUST_DOMAIN, SpiffeId
@@ -146,6 +145,8 @@ async def run(reactor: Reactor, settings: Settings, role: str) -> None:
     reactor.headroom.on_refused = RefusalLog(reactor, log.warning).refused
     reactor.headroom.limit_by_rlimit()
     if settings.crl_path:
+        from ambient.engine.revocations import Revocations  # Takes ``cryptography``: see ztunnel.
+
         reactor.revocations = Revocations(settings.crl_path, log.warning)
     try:
         await Daemon(reactor, settings, role, control_socket()).run()

@@ -28,7 +28,7 @@ from ambient.engine.netns import (
     socket_in,
 )
 from ambient.engine.reactor import Reactor
-from ambient.wire import netlink, netlink_diag
+from ambient.wire import netlink_diag
 from ambient.wire.netlink import NETLINK_SOCK_DIAG
 from ztunnel.source_port_plan import MAX_ATTEMPTS, SourcePorts
 
@@ -172,7 +172,7 @@ class NetnsNetwork:
     def knocks(self) -> Iterator[Callable[[], bool]]:
         """Told by the kernel: such a handshake has the mark of its listener, whatever address it is for.
 
-        It takes the kernel a millisecond, since it walks a table of all namespaces.
+        It takes the kernel some milliseconds, since it walks a table of all namespaces.
         """
         with NetlinkSocket(self.netns_fd, NETLINK_SOCK_DIAG) as nl:
             yield partial(_any_knocks, nl)
@@ -185,8 +185,7 @@ class NetnsNetwork:
 def _any_knocks(nl: NetlinkSocket) -> bool:
     return any(
         netlink_diag.decode_socket(message).mark == PROXY_MARK
-        for family in (netlink.AF_INET, netlink.AF_INET6)
-        for message in nl.dump(netlink_diag.dump_tcp(family, netlink_diag.SYN_RECV))
+        for message in nl.dump(netlink_diag.dump_tcp(netlink_diag.SYN_RECV))
     )
 
 

@@ -21,6 +21,7 @@ from ambient.control.cluster import Cluster
 from ambient.control.desk import Desk
 from ambient.control.fabric_link import FabricLink
 from ambient.control.issuer import Issuer
+from ambient.engine import collector
 from ambient.engine.rpc import serve_admin
 from ambient.errors import ConfigError
 from ambient.pki.authority import LEAF_LIFETIME_SECONDS, Authority
@@ -89,6 +90,7 @@ async def run(environ: Mapping[str, str]) -> None:
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
+            collector.settle()
             await serve(make_cluster(lifetime=lifetime), fabric, path)
             nursery.cancel_scope.cancel()
     finally:

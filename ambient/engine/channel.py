@@ -406,10 +406,12 @@ class SocketChannel:
         """Let *pump* read from the socket in place of ``data_received``: the relay's fast path.
 
         It returns the number of bytes it read and sent on, 0 at the end of file, or ``PUMP_BLOCKED``,
-        which pauses the channel. The kernel holds no more than ``NOT_SENT_BYTES`` for a peer that does not
-        read from now on, as it is the tunnel's window that is to hold it.
+        which pauses the channel.
         """
         self._pump = pump
+
+    def bound_unsent(self) -> None:
+        """Let the kernel hold no more than ``NOT_SENT_BYTES`` for a peer that does not read."""
         if self._sock is not None:
             try:
                 self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOT_SENT_BYTES)

@@ -22,6 +22,7 @@ text names the act. Adding an address or a route that is there already is no err
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Iterable, Sequence
@@ -44,6 +45,8 @@ SEND_BUFFER_BYTES = 8 * 1024 * 1024
 RECEIVE_BYTES = 64 * 1024
 # The kernel answers within the call; a longer wait would only hide a bug. Picked, not measured.
 ANSWER_TIMEOUT = 10.0
+# Their answers fit into a receive buffer of the kernel's default size. Picked.
+QUESTIONS_AT_ONCE = 64
 # A dump that changed under our hands is asked for again this often; picked, not measured.
 DUMP_ATTEMPTS = 5
 
@@ -126,6 +129,31 @@ class NetlinkSocket:
                 if ack.errno or answer is None:
                     raise _refusal(ack, request)
                 return answer
+
+    def answers(self, questions: Sequence[Request]) -> list[Message | None]:
+        """Ask for many things that may not be there: None for what is refused with ENOENT.
+
+        Args:
+            questions: Without a wish for an acknowledgement: the answer is one.
+
+        Raises:
+            OSError: another refusal.
+        """
+        found: list[Message | None] = []
+        for start in range(0, len(questions), QUESTIONS_AT_ONCE):
+            found += self._answers(questions[start : start + QUESTIONS_AT_ONCE])
+        return found
+
+    def _answers(self, questions: Sequence[Request]) -> list[Message | None]:
+        first = self._send(questions)
+        found: list[Message | None] = []
+        while len(found) < len(questions):
+            for message in self._messages():
+                ack = netlink.decode_ack(message) if message.kind == netlink.NLMSG_ERROR else None
+                if ack is not None and ack.errno != errno.ENOENT:
+                    raise _refusal(ack, questions[ack.sequence - first])
+                found.append(message if ack is None else None)
+        return found
 
     def dump(self, request: Request) -> list[Message]:
         """Send a dump request; all its messages.
@@ -226,13 +254,15 @@ class NetlinkSocket:
         """Every address."""
         return [netlink_route.decode_address(each) for each in self.dump(netlink_route.dump_addresses())]
 
-    def routes(self, family: int = socket.AF_INET) -> list[netlink_route.Route]:
-        """Every route of *family*, all tables."""
-        return [netlink_route.decode_route(each) for each in self.dump(netlink_route.dump_routes(family))]
+    def routes(self, family: int = socket.AF_INET, table: int | None = None) -> list[netlink_route.Route]:
+        """Every route of *family*, of all tables or of one below 256."""
+        found = self.dump(netlink_route.dump_routes(family))
+        return [netlink_route.decode_route(each) for each in found if netlink_route.is_of(table, each)]
 
-    def rules(self, family: int = socket.AF_INET) -> list[netlink_route.Rule]:
-        """Every routing rule of *family*."""
-        return [netlink_route.decode_rule(each) for each in self.dump(netlink_route.dump_rules(family))]
+    def rules(self, family: int = socket.AF_INET, table: int | None = None) -> list[netlink_route.Rule]:
+        """Every routing rule of *family* (AF_UNSPEC: of both), to all tables or to one below 256."""
+        found = self.dump(netlink_route.dump_rules(family))
+        return [netlink_route.decode_rule(each) for each in found if netlink_route.is_of(table, each)]
 
     def _index(self, name: str) -> int:
         if name not in self._indices:

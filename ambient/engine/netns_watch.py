@@ -13,8 +13,10 @@ import errno
 import socket
 import struct
 import sys
-from collections.abc import Sequence
-from typing import TypeAlias
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
 
 from ambient.engine.netns import in_netns
 from ambient.engine.xtables import XtablesWatch
@@ -50,7 +52,25 @@ Holders: TypeAlias = dict[int, tuple[int, bytes]]
 # (protocol, address, port): where captured lookups arrive.
 Door: TypeAlias = tuple[str, str, int]
 DoorHolders: TypeAlias = dict[Door, tuple[int, bytes]]
+_Name = TypeVar("_Name", int, Door)
 _PROTOCOLS = {"tcp": netlink_diag.IPPROTO_TCP, "udp": netlink_diag.IPPROTO_UDP}
+_WATCHED = (NETLINK_NETFILTER, NETLINK_ROUTE, NETLINK_SOCK_DIAG)
+_GENERATION_ASKED = netlink.encode_all([nft_generation.ask_generation()], _SEQUENCE)
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the kernel said to one question for everything.
+
+    Attributes:
+        fingerprint: Equal bytes mean that nothing moved.
+        rules: The state of the rules alone.
+    """
+
+    fingerprint: bytes
+    rules: bytes
+    listeners: Holders
+    name_servers: DoorHolders
 
 
 class NetnsWatch:
@@ -72,24 +92,36 @@ class NetnsWatch:
         self.ports = tuple(ports)
         self._sockets: list[socket.socket] = []
         self._legacy: XtablesWatch | None = None
+        trials: dict[str, socket.socket] = {}
         try:
-            self._rules = self._open(netns, NETLINK_NETFILTER, (nft_generation.NFNLGRP_NFTABLES,))
-            self._routing = self._open(netns, NETLINK_ROUTE, nft_generation.ROUTING_GROUPS)
-            self._diag = self._open(netns, NETLINK_SOCK_DIAG, ())
+            with in_netns(netns):
+                self._rules, self._routing, self._diag = map(self._made, _WATCHED)
+                if names_port:
+                    trials = _trials()
+            self._listen_to(self._rules, (nft_generation.NFNLGRP_NFTABLES,))
+            self._listen_to(self._routing, nft_generation.ROUTING_GROUPS)
+            self._listen_to(self._diag, ())
             if legacy:
                 self._legacy = XtablesWatch(netns)
+            self.doors = tuple(
+                door for host in trials for door in self._doors(host, trials[host], names_port)
+            )
         except OSError:
             self.close()
             raise
-        self.doors = self._doors(netns, names_port) if names_port else ()
-        self._find_doors = netlink.encode_all([_find_door(door) for door in self.doors], _SEQUENCE)
-        self._ask = netlink.encode_all([nft_generation.ask_generation()], _SEQUENCE)
+        finally:
+            for each in trials.values():
+                each.close()
         self._family = 0
+        doors = [_find_door(door) for door in self.doors]
         # Dual-stack listeners are found as IPv6 ones; a kernel without IPv6 has only the others.
-        self._find = tuple(
-            netlink.encode_all([netlink_diag.find_listener(family, port) for port in self.ports], _SEQUENCE)
+        finds = [
+            [netlink_diag.find_listener(family, port) for port in self.ports]
             for family in (netlink.AF_INET6, netlink.AF_INET)
-        )
+        ]
+        self._find = tuple(netlink.encode_all(find, _SEQUENCE) for find in finds)
+        self._find_all = tuple(netlink.encode_all([*find, *doors], _SEQUENCE) for find in finds)
+        self._find_doors = netlink.encode_all(doors, _SEQUENCE)
 
     def close(self) -> None:
         """Close the sockets; twice is fine."""
@@ -107,16 +139,27 @@ class NetnsWatch:
         Raises:
             OSError: the kernel does not answer.
         """
-        parts = [self.rules()]
-        ask, receive = self._find[self._family], self._diag.recv
-        self._diag.send(ask)
-        for _ in self.ports:
-            answer = receive(ANSWER_BYTES)
-            parts += (answer[_COOKIE], answer[_INODE])
-        if names:
-            for inode, cookie in self.name_servers().values():
-                parts += (cookie, inode.to_bytes(4, "big"))
-        return b"".join(parts)
+        return _fingerprint(self.rules(), self._answers(names))
+
+    def look(self, *, names: bool = False) -> Look:
+        """The fingerprint, and what it was made of.
+
+        Raises:
+            OSError: the kernel does not answer.
+        """
+        rules, answers = self.rules(), self._answers(names)
+        found = _holders(self.ports, answers)
+        if len(found) < len(self.ports):
+            found = self.listeners()
+        doors = _holders(self.doors, answers[len(self.ports) :])
+        return Look(_fingerprint(rules, answers), rules, found, doors)
+
+    def _answers(self, names: bool) -> list[bytes]:
+        questions = self._find_all if names else self._find
+        number = len(self.ports) + (len(self.doors) if names else 0)
+        self._diag.send(questions[self._family])
+        receive = self._diag.recv
+        return [receive(ANSWER_BYTES) for _ in range(number)]
 
     def event_fds(self) -> tuple[int, int]:
         """What becomes readable when rules or routing change."""
@@ -138,7 +181,7 @@ class NetnsWatch:
             OSError: the kernel does not answer.
         """
         for _ in range(ATTEMPTS):
-            self._rules.send(self._ask)
+            self._rules.send(_GENERATION_ASKED)
             try:
                 while True:
                     data = _receive(self._rules)
@@ -163,10 +206,8 @@ class NetnsWatch:
         found: Holders = {}
         for index, question in enumerate(self._find):
             self._diag.send(question)
-            for port in self.ports:
-                answer = self._diag.recv(ANSWER_BYTES)
-                if _kind(answer) == netlink_diag.SOCK_DIAG_BY_FAMILY:
-                    found.setdefault(port, (int.from_bytes(answer[_INODE], sys.byteorder), answer[_COOKIE]))
+            answers = [self._diag.recv(ANSWER_BYTES) for _ in self.ports]
+            found = {**_holders(self.ports, answers), **found}
             if len(found) == len(self.ports):
                 self._family = index
                 break
@@ -174,38 +215,26 @@ class NetnsWatch:
 
     def name_servers(self) -> DoorHolders:
         """Who waits for lookups; a door at which nobody waits is not in it."""
-        found: DoorHolders = {}
         if self.doors:
             self._diag.send(self._find_doors)
-        for door in self.doors:
-            answer = self._diag.recv(ANSWER_BYTES)
-            if _kind(answer) == netlink_diag.SOCK_DIAG_BY_FAMILY:
-                found[door] = (int.from_bytes(answer[_INODE], sys.byteorder), answer[_COOKIE])
-        return found
+        return _holders(self.doors, [self._diag.recv(ANSWER_BYTES) for _ in self.doors])
 
-    def _doors(self, netns: int, port: int) -> tuple[Door, ...]:
+    def _doors(self, host: str, trial: socket.socket, port: int) -> Iterator[Door]:
         """The doors that there can be: of the families that the pod's loopback has.
 
         A kernel without udp_diag answers as if nobody were there, so it is tried with a socket of ours.
         """
-        found: list[Door] = []
-        for host in _LOOPBACKS:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            try:
-                with in_netns(netns):
-                    trial = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-                with trial:
-                    trial.bind((host, 0))
-                    self._diag.send(
-                        netlink.encode_all([_find_door(("udp", host, trial.getsockname()[1]))], _SEQUENCE)
-                    )
-                    answer = self._diag.recv(ANSWER_BYTES)
-            except OSError:
-                continue
-            found.append(("tcp", host, port))
-            if _kind(answer) == netlink_diag.SOCK_DIAG_BY_FAMILY:
-                found.append(("udp", host, port))
-        return tuple(found)
+        try:
+            trial.bind((host, 0))
+            self._diag.send(
+                netlink.encode_all([_find_door(("udp", host, trial.getsockname()[1]))], _SEQUENCE)
+            )
+            answer = self._diag.recv(ANSWER_BYTES)
+        except OSError:
+            return
+        yield "tcp", host, port
+        if _kind(answer) == netlink_diag.SOCK_DIAG_BY_FAMILY:
+            yield "udp", host, port
 
     def living(self, connections: Sequence[TcpSocket]) -> list[TcpSocket]:
         """Those of *connections* that are still there."""
@@ -217,16 +246,44 @@ class NetnsWatch:
         found = _kind(answer) == netlink_diag.SOCK_DIAG_BY_FAMILY
         return found and answer[_STATE] in netlink_diag.CARRYING
 
-    def _open(self, netns: int, protocol: int, groups: Sequence[int]) -> socket.socket:
+    def _made(self, protocol: int) -> socket.socket:
         kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-        with in_netns(netns):
-            made = socket.socket(socket.AF_NETLINK, kind, protocol)
+        made = socket.socket(socket.AF_NETLINK, kind, protocol)
         self._sockets.append(made)
+        return made
+
+    @staticmethod
+    def _listen_to(made: socket.socket, groups: Sequence[int]) -> None:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, EVENT_BUFFER_BYTES)
         made.bind((0, 0))
         for group in groups:
             made.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
-        return made
+
+
+def _trials() -> dict[str, socket.socket]:
+    """A datagram socket for each loopback, where there is such a family."""
+    made = {}
+    for host in _LOOPBACKS:
+        with suppress(OSError):
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            made[host] = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    return made
+
+
+def _fingerprint(rules: bytes, answers: Iterable[bytes]) -> bytes:
+    parts = [rules]
+    for answer in answers:
+        parts += (answer[_COOKIE], answer[_INODE])
+    return b"".join(parts)
+
+
+def _holders(names: Iterable[_Name], answers: Iterable[bytes]) -> dict[_Name, tuple[int, bytes]]:
+    """Who is found under each name; one without anybody is not in it."""
+    return {
+        name: (int.from_bytes(answer[_INODE], sys.byteorder), answer[_COOKIE])
+        for name, answer in zip(names, answers, strict=False)
+        if _kind(answer) == netlink_diag.SOCK_DIAG_BY_FAMILY
+    }
 
 
 def _find_door(door: Door) -> netlink.Request:

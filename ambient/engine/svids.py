@@ -17,9 +17,9 @@ import trio
 from ambient.engine.tls import ALPN_HBONE, Svid, TlsContext
 from ambient.errors import AmbientError, ConfigError, Unavailable
 from ambient.model.identity import SpiffeId
-from ambient.pki.request import make_request
+from ambient.pki.request import new_request
 from ambient.pki.rotation_plan import is_usable, renewal_delay, retry_delay
-from ambient.pki.svid import X509Svid, new_key
+from ambient.pki.svid import X509Svid
 from ambient.wire.xds import Certified
 
 # A certificate whose half-life has passed already (a clock that jumped) must not be renewed in a loop.
@@ -176,8 +176,8 @@ class SvidCache:
                 await trio.sleep(delay)
 
     async def _fetch(self, identity: SpiffeId) -> Svid:
-        key = new_key()
-        certified = await self._signer.certificate(identity, make_request(identity, key))
+        key, request = new_request(identity)
+        certified = await self._signer.certificate(identity, request)
         made = X509Svid.assemble(identity, key, certified.chain, certified.roots)
         return Svid(identity, made.chain, made.key_pem(), made.roots, made.not_before, made.not_after)
 

@@ -9,6 +9,7 @@ import time
 
 import trio
 
+from ambient.engine import collector
 from ambient.engine.follow import control_socket
 from ambient.engine.headroom import raise_file_limit
 from ambient.engine.privileges import NODE_DAEMON, keep_only
@@ -36,7 +37,9 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, handlers=[output])
     failure: BaseException | None = None
     try:
-        trio.run(Agent(read_settings(), control_socket()).run)
+        agent = Agent(read_settings(), control_socket())
+        collector.settle()
+        trio.run(agent.run)
     except ConfigError as exc:
         print(f"agent: {exc}", file=sys.stderr)
         return EXIT_CONFIG

@@ -105,6 +105,7 @@ class Agent:
         self._vips = VirtualAddresses(self._follow.mesh, settings.node)
         self._dns = DnsServer(lambda: self._follow.mesh, settings.dns_upstreams)
         self._pods: dict[str, PodKeeper] = {}
+        self._named: dict[str, NodePod] = {}
         self._cni = CniServer(settings.cni_path, self._keeper, self._zds, settings.rules)
         self._attestor = Attestor(self._pods, self._zds, attestable(settings.rules))
         self._around = Around(self._zds, self._reported, settings.rules, self._is_strict)
@@ -175,11 +176,13 @@ class Agent:
     def _pods_named(self, pods: tuple[NodePod, ...]) -> None:
         """Control's full list of this node's pods."""
         assert self._nursery is not None
-        allowed = self._settings.dns_capture
-        named = {pod.uid: pod if allowed else replace(pod, dns_capture=False) for pod in pods}
-        for uid in self._pods.keys() - named.keys():
+        before, self._named = self._named, {pod.uid: pod for pod in pods}
+        for uid in self._pods.keys() - self._named.keys():
             self._pods.pop(uid).gone()
-        for uid, pod in named.items():
+        for uid, told in self._named.items():
+            if before.get(uid) is told:
+                continue  # Of hundreds one has changed.
+            pod = told if self._settings.dns_capture else replace(told, dns_capture=False)
             if uid in self._pods:
                 self._pods[uid].want(pod)
                 continue

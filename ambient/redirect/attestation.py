@@ -19,12 +19,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import trio
 
 from ambient.engine.netns import netns_identity
-from ambient.engine.netns_watch import Holders, NetnsWatch
+from ambient.engine.netns_watch import DoorHolders, Holders, Look, NetnsWatch
 from ambient.redirect import attestation_plan, evidence
 from ambient.redirect.attestation_plan import (
     CHECK_SECONDS,
@@ -46,6 +46,8 @@ from ambient.redirect.pod_capture import Existing
 from ambient.redirect.sockets import PROXY_PORTS, owner
 
 log = logging.getLogger("agent")
+
+_Found = TypeVar("_Found", Holders, DoorHolders)
 
 # After news, so long nothing is looked at: whoever changes rules all the time costs us 20 looks a second.
 PAUSE_SECONDS = 0.05
@@ -269,15 +271,15 @@ class Attestor:
             self._count_older(watched, subject)
             if self._is_unchanged(watched, subject):
                 return
-            before = watched.watch.fingerprint(names=subject.capture.dns)
-            seen = self._see(uid, watched, subject)
+            look = watched.watch.look(names=subject.capture.dns)
+            seen = self._see(uid, watched, subject, look)
         except OSError as exc:
             log.error("%s cannot be attested: %s", uid, exc)
             self._forget(uid)
             return
         verdict, watched.past = decide(seen, watched.past, now, self._ztunnel_now())
         # What moves while it is looked at is not what was seen.
-        watched.fingerprint = before if isinstance(verdict, Fine) else b""
+        watched.fingerprint = look.fingerprint if isinstance(verdict, Fine) else b""
         self._obey(uid, subject, verdict)
 
     def _count_older(self, watched: _Watched, subject: Subject) -> None:
@@ -348,20 +350,19 @@ class Attestor:
                 self._epoll.unregister(fd)
         watched.watch.close()
 
-    def _see(self, uid: str, watched: _Watched, subject: Subject) -> Seen:
+    def _see(self, uid: str, watched: _Watched, subject: Subject, look: Look) -> Seen:
         namespace = evidence.namespace_at(subject.path, watched.identity)
         if namespace is not Namespace.SAME:
             return Seen(namespace=namespace)
-        who, detail = self._known(partial(self._listeners, uid, watched))
+        who, detail = self._known(partial(self._listeners, uid, watched), look.listeners)
         if who is Listeners.OURS and subject.capture.dns:
-            who, detail = self._known(partial(self._name_servers, uid, watched))
+            who, detail = self._known(partial(self._name_servers, uid, watched), look.name_servers)
         if who is Listeners.OURS and self._ztunnel_now() is attestation_plan.Ztunnel.AWAY:
             who, detail = Listeners.HELD, "nobody accepts its connections: no ztunnel serves this node"
-        return Seen(listeners=who, rules=self._see_rules(watched, subject.capture), detail=detail)
+        return Seen(listeners=who, rules=self._see_rules(watched, subject.capture, look.rules), detail=detail)
 
-    def _see_rules(self, watched: _Watched, capture: Capture) -> Rules:
+    def _see_rules(self, watched: _Watched, capture: Capture, state: bytes) -> Rules:
         touched = watched.watch.routing_touched()
-        state = watched.watch.rules()
         if state == watched.state and not touched and watched.capture == capture:
             return Rules.STAND
         watched.state = b""
@@ -371,19 +372,23 @@ class Attestor:
         watched.state, watched.capture = state, capture
         return Rules.STAND
 
-    def _known(self, look: Callable[[evidence.Namer], tuple[Listeners, str]]) -> tuple[Listeners, str]:
-        """What *look* finds, knowing what we hold by now."""
+    def _known(
+        self, judge: Callable[[_Found | None, evidence.Namer], tuple[Listeners, str]], found: _Found
+    ) -> tuple[Listeners, str]:
+        """How *judge* takes what was *found*, knowing what we hold by now; it looks anew for None."""
         known = self._sockets is not None
         # Who it is matters when it is somebody else, and by now that is not said.
-        who, detail = look(_nobody if known else owner)
+        who, detail = judge(found, _nobody if known else owner)
         if who is Listeners.FOREIGN and known:
             # Opened since the last look at what we hold.
             self._sockets = None
-            who, detail = look(owner)
+            who, detail = judge(None, owner)
         return who, detail
 
-    def _listeners(self, uid: str, watched: _Watched, name: evidence.Namer) -> tuple[Listeners, str]:
-        found = watched.watch.listeners()
+    def _listeners(
+        self, uid: str, watched: _Watched, seen: Holders | None, name: evidence.Namer
+    ) -> tuple[Listeners, str]:
+        found = watched.watch.listeners() if seen is None else seen
         if len(found) == len(PROXY_PORTS) and (found == watched.holders or self._are_held(uid, found)):
             watched.holders = found
             return Listeners.OURS, ""
@@ -392,8 +397,10 @@ class Attestor:
             watched.holders = found
         return who, detail
 
-    def _name_servers(self, uid: str, watched: _Watched, name: evidence.Namer) -> tuple[Listeners, str]:
-        found, doors = watched.watch.name_servers(), watched.watch.doors
+    def _name_servers(
+        self, uid: str, watched: _Watched, seen: DoorHolders | None, name: evidence.Namer
+    ) -> tuple[Listeners, str]:
+        found, doors = watched.watch.name_servers() if seen is None else seen, watched.watch.doors
         if len(found) == len(doors) and self._are_held(uid, found):
             return Listeners.OURS, ""
         return evidence.name_servers(found, doors, self._ours(), name)

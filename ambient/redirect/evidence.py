@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
-from typing import TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias, TypeVar
 
 from ambient.engine.netlink import NetlinkSocket
 from ambient.engine.netns_watch import Door, DoorHolders, Holders
@@ -12,11 +12,12 @@ from ambient.redirect.attestation_plan import Listeners, Namespace
 from ambient.redirect.plan import ROUTING_RULES, ROUTING_TABLE, Capture, capture_plan
 from ambient.redirect.sockets import owner
 from ambient.wire import nft_dump, nft_encode
-from ambient.wire.netlink import NETLINK_NETFILTER
+from ambient.wire.netlink import AF_UNSPEC, NETLINK_NETFILTER, Message
 
 # Shapes of rule sets that were read and compared once; one for each set of exclusions. Picked.
 MAX_SHAPES = 64
 
+_Key = TypeVar("_Key", bytes, tuple[bytes, ...])
 # Inode of a socket -> who holds it, in words; "" if nobody is found.
 Namer: TypeAlias = Callable[[int], str]
 
@@ -33,11 +34,13 @@ def namespace_at(path: str, identity: tuple[int, int]) -> Namespace:
 class RuleReader:
     """Tells whether rules are what a capture asks for; remembers the bytes that were.
 
-    Decoding a dump costs milliseconds, comparing it with one that was decoded before a tenth of that.
+    Decoding a dump costs milliseconds, comparing it with one that was decoded before a tenth of that, and
+    less than that where it is the same to the byte: rules that one transaction made where none stood.
     """
 
     def __init__(self) -> None:
         self._shapes: dict[tuple[bytes, ...], Capture] = {}
+        self._dumps: dict[bytes, Capture] = {}
 
     def stand(self, netns: int, capture: Capture) -> bool:
         """Whether exactly the rules of *capture* are there, and the routes that they need.
@@ -47,33 +50,44 @@ class RuleReader:
         """
         with NetlinkSocket(netns, NETLINK_NETFILTER) as nl:
             dumped = nl.dump(nft_encode.dump_rules(capture.table))
+        whole = b"".join(map(nft_dump.whole, dumped))
+        if self._dumps.get(whole) != capture:
+            if not self._is_shape_of(capture, dumped):
+                return False
+            _note(self._dumps, whole, capture)
+        return routing_stands(netns)
+
+    def _is_shape_of(self, capture: Capture, dumped: Sequence[Message]) -> bool:
         shape = tuple(map(nft_dump.shape, dumped))
         if self._shapes.get(shape) != capture:
             if not nft_dump.stands(capture_plan(capture), map(nft_dump.decode_rule, dumped)):
                 return False
-            if len(self._shapes) >= MAX_SHAPES:
-                self._shapes.clear()
-            self._shapes[shape] = capture
-        return routing_stands(netns)
+            _note(self._shapes, shape, capture)
+        return True
+
+
+def _note(known: dict[_Key, Capture], key: _Key, capture: Capture) -> None:
+    if len(known) >= MAX_SHAPES:
+        known.clear()
+    known[key] = capture
 
 
 def routing_stands(netns: int) -> bool:
     """Whether answers to the proxy are routed to it."""
     with NetlinkSocket(netns) as nl:
-        for rule in ROUTING_RULES:
-            found = nl.routes(rule.family)
-            local = any(each.table == ROUTING_TABLE and each.destination == "default" for each in found)
-            if not local or rule not in nl.rules(rule.family):
-                return False
-    return True
+        rules = nl.rules(AF_UNSPEC, ROUTING_TABLE)
+        return all(
+            rule in rules
+            and any(each.destination == "default" for each in nl.routes(rule.family, ROUTING_TABLE))
+            for rule in ROUTING_RULES
+        )
 
 
 def routing_left_over(netns: int) -> bool:
     """Whether any routing rule or route of a capture is there."""
     with NetlinkSocket(netns) as nl:
         return any(
-            rule in nl.rules(rule.family)
-            or any(each.table == ROUTING_TABLE for each in nl.routes(rule.family))
+            rule in nl.rules(rule.family, ROUTING_TABLE) or nl.routes(rule.family, ROUTING_TABLE)
             for rule in ROUTING_RULES
         )
 

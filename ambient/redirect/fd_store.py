@@ -88,12 +88,20 @@ def close_all(fds: Iterable[int]) -> None:
 
 def _listens(fd: int) -> bool:
     with suppress(OSError):
-        sock = socket.socket(fileno=fd)
+        # Told a family, Python does not ask the kernel for it: for a listener none is needed.
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=fd)
         try:
-            if sock.type == socket.SOCK_DGRAM:
-                # A name server's: bound is all that it can be.
-                return sock.family in (socket.AF_INET, socket.AF_INET6) and sock.getsockname()[1] != 0
-            return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
+            return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1 or _is_bound_datagram(fd)
         finally:
             sock.detach()
     return False
+
+
+def _is_bound_datagram(fd: int) -> bool:
+    """A name server's: bound is all that it can be."""
+    sock = socket.socket(fileno=fd)
+    try:
+        known = sock.type == socket.SOCK_DGRAM and sock.family in (socket.AF_INET, socket.AF_INET6)
+        return known and sock.getsockname()[1] != 0
+    finally:
+        sock.detach()

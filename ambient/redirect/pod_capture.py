@@ -86,15 +86,18 @@ class Existing:
 
 
 def install(rules: Backend, netns: int, pod: NodePod) -> Existing:
-    """Install the rules and do with older connections what *pod* says."""
+    """Install the rules and do with older connections what *pod* says.
+
+    They are listed when the rules stand, from when on nobody is added to them: whoever connects first does
+    not wait for the kernel's walk over all connections of the machine.
+    """
+    rules.install(netns, capture_of(pod))
     # A pod that drains has connections which the proxy carries: those are the mesh's.
     older = sockets.past_the_proxy(netns, capture_of(pod))
-    rules.install(netns, capture_of(pod))
     if pod.existing != "reset":
         return Existing(kept=older)
-    doomed = sockets.still_past(netns, capture_of(pod), older)
-    sockets.reset(netns, doomed)
-    return Existing(reset=doomed)
+    sockets.reset(netns, older)
+    return Existing(reset=older)
 
 
 def settle(netns: int, capture: Capture, existing: Existing, *, strict: bool) -> Existing:
@@ -105,7 +108,6 @@ def settle(netns: int, capture: Capture, existing: Existing, *, strict: bool) ->
     """
     known = {each.cookie for each in existing.kept}
     strays = tuple(each for each in sockets.past_the_proxy(netns, capture) if each.cookie not in known)
-    strays = sockets.still_past(netns, capture, strays)
     served = sockets.listening_ports(netns) if strict and strays else frozenset()
     doomed = tuple(each for each in strays if each.local_port in served)
     if doomed:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import array
 import logging
-import os
 import socket
 import struct
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 import trio
 
@@ -147,7 +145,9 @@ class ZtunnelLink:
 
     async def _receive(self) -> bool:
         """Take one packet; False at the end of the connection."""
-        data, ancillary, flags, _ = await self._sock.recvmsg(MAX_PACKET_BYTES + 1, _ANCILLARY_BYTES)
+        data, ancillary, flags, _ = await self._sock.recvmsg(
+            MAX_PACKET_BYTES + 1, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
+        )
         fds = _descriptors(ancillary)
         if not data and not fds:
             return False
@@ -177,9 +177,6 @@ def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
     for level, kind, raw in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(raw[: len(raw) - len(raw) % fds.itemsize])
-    for fd in fds:
-        with suppress(OSError):
-            os.set_inheritable(fd, False)
     return list(fds)
 
 

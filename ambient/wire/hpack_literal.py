@@ -9,11 +9,32 @@ Source: RFC 7541 sections 5.1, 5.2, 6.1 and 6.2, appendix A.
 
 from __future__ import annotations
 
-from hpack.table import HeaderTable
-
 RawHeaders = list[tuple[bytes, bytes]]
 
-_STATIC: tuple[tuple[bytes, bytes], ...] = tuple(HeaderTable.STATIC_TABLE)
+# The static table's names from index 1 on, and the values of those that have one.
+_NAMES = """
+    :authority :method :method :path :path :scheme :scheme :status :status :status :status :status
+    :status :status accept-charset accept-encoding accept-language accept-ranges accept
+    access-control-allow-origin age allow authorization cache-control content-disposition
+    content-encoding content-language content-length content-location content-range content-type cookie
+    date etag expect expires from host if-match if-modified-since if-none-match if-range
+    if-unmodified-since last-modified link location max-forwards proxy-authenticate proxy-authorization
+    range referer refresh retry-after server set-cookie strict-transport-security transfer-encoding
+    user-agent vary via www-authenticate
+"""
+_VALUES = {
+    2: "GET",
+    3: "POST",
+    4: "/",
+    5: "/index.html",
+    6: "http",
+    7: "https",
+    **dict(zip(range(8, 15), ("200", "204", "206", "304", "400", "404", "500"), strict=True)),
+    16: "gzip, deflate",
+}
+_STATIC: tuple[tuple[bytes, bytes], ...] = tuple(
+    (name.encode(), _VALUES.get(index, "").encode()) for index, name in enumerate(_NAMES.split(), 1)
+)
 # A block of ours has six; more is not the usual case.
 MAX_FIELDS = 16
 # With those of a byte each: a list of 16 KiB, in which each counts 32 bytes at least, has no more.

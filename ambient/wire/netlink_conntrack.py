@@ -1,4 +1,4 @@
-"""The connections that a namespace's conntrack remembers: list them, forget one.
+"""The connections that a namespace's conntrack remembers: list those redirected, forget one or all of a mark.
 
 Floor 1: sans-IO.
 
@@ -19,11 +19,15 @@ from ambient.wire.netlink import (
     Request,
     attribute,
     attributes,
+    be32,
 )
 
 _SUBSYSTEM = 1 << 8
 CT_GET, CT_DELETE, CT_GET_STATS = _SUBSYSTEM | 1, _SUBSYSTEM | 2, _SUBSYSTEM | 5
-CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_MARK, CTA_ID, CTA_ZONE = 1, 2, 8, 12, 18
+CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_STATUS, CTA_MARK, CTA_ID, CTA_ZONE = 1, 2, 3, 8, 12, 18
+CTA_MARK_MASK, CTA_STATUS_MASK = 21, 26
+# linux/netfilter/nf_conntrack_common.h: its destination was rewritten.
+IPS_DST_NAT = 1 << 5
 CTA_TUPLE_PROTO, CTA_PROTO_SRC_PORT = 2, 2
 CTA_STATS_GLOBAL_ENTRIES = 1
 
@@ -42,13 +46,30 @@ class Tracked:
 
     family: int
     answered_from: int
-    mark: int
     name: bytes
 
 
-def dump() -> Request:
-    """Ask for every connection of both families."""
-    return Request(CT_GET, _HEADER.pack(AF_UNSPEC, 0, 0), "list tracked connections", NLM_F_DUMP)
+def dump_redirected() -> Request:
+    """Ask for the connections of both families whose destination was rewritten.
+
+    An old kernel does not choose, and lists all.
+    """
+    body = _HEADER.pack(AF_UNSPEC, 0, 0) + be32(CTA_STATUS, IPS_DST_NAT) + be32(CTA_STATUS_MASK, IPS_DST_NAT)
+    return Request(CT_GET, body, "list tracked connections", NLM_F_DUMP)
+
+
+def forget_all() -> Request:
+    """Forget all, by one walk of the kernel's."""
+    return Request(CT_DELETE, _HEADER.pack(AF_UNSPEC, 0, 0), "forget tracked connections", NLM_F_ACK)
+
+
+def forget_marked(mark: int, mask: int) -> Request:
+    """Forget all with this mark, by one walk of the kernel's.
+
+    Not for a kernel before 4.0, which would forget everything.
+    """
+    body = _HEADER.pack(AF_UNSPEC, 0, 0) + be32(CTA_MARK, mark) + be32(CTA_MARK_MASK, mask)
+    return Request(CT_DELETE, body, "forget tracked connections", NLM_F_ACK)
 
 
 def ask_count() -> Request:
@@ -69,7 +90,7 @@ def forget(tracked: Tracked) -> Request:
 
 
 def decode(message: Message) -> Tracked:
-    """Read one of the answers to ``dump``."""
+    """Read one of the answers to ``dump_redirected``."""
     family = message.body[0]
     found = attributes(message.body[_HEADER.size :])
     name = attribute(CTA_TUPLE_ORIG | NLA_F_NESTED, found[CTA_TUPLE_ORIG])
@@ -78,6 +99,5 @@ def decode(message: Message) -> Tracked:
     return Tracked(
         family=family,
         answered_from=int.from_bytes(protocol.get(CTA_PROTO_SRC_PORT, b""), "big"),
-        mark=int.from_bytes(found.get(CTA_MARK, b""), "big"),
         name=name,
     )

@@ -12,9 +12,19 @@ from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 
 from ambient.errors import RemoteProtocolError
-from ambient.wire.netlink import AF_INET, NLM_F_ACK, NLM_F_DUMP, Message, Request, attributes, number
+from ambient.wire.netlink import (
+    AF_INET,
+    AF_INET6,
+    AF_UNSPEC,
+    NLM_F_ACK,
+    NLM_F_DUMP,
+    Message,
+    Request,
+    attributes,
+    number,
+)
 
-SOCK_DIAG_BY_FAMILY, SOCK_DESTROY = 20, 21
+TCPDIAG_GETSOCK, SOCK_DIAG_BY_FAMILY, SOCK_DESTROY = 18, 20, 21
 IPPROTO_TCP, IPPROTO_UDP = 6, 17
 # States of TCP (net/tcp_states.h).
 ESTABLISHED, SYN_RECV, FIN_WAIT_1, FIN_WAIT_2, CLOSE_WAIT, LISTEN = 1, 3, 4, 5, 8, 10
@@ -25,6 +35,8 @@ NO_COOKIE = (0xFFFFFFFF, 0xFFFFFFFF)
 
 # family, protocol, extensions, (pad), states; then the socket's name.
 _REQUEST = struct.Struct("=BBBxI")
+# struct inet_diag_req: family, two lengths, extensions; the socket's name; then states, and a word more.
+_OLD_HEAD, _OLD_STATES = struct.Struct("=BBBB"), struct.Struct("=II")
 _NAME = struct.Struct("!HH16s16s")
 _INTERFACE_AND_COOKIE = struct.Struct("=III")
 # family, state, timer, retransmissions; name; expires, receive queue, send queue, uid, inode.
@@ -61,11 +73,15 @@ class TcpSocket:
     mark: int = 0
 
 
-def dump_tcp(family: int, *states: int) -> Request:
-    """Ask for the TCP sockets of *family* in any of *states*."""
+def dump_tcp(*states: int) -> Request:
+    """Ask for the TCP sockets of both families in any of *states*.
+
+    By the older of the kernel's two questions: the newer one names a family, and every dump is a walk over
+    the sockets of all namespaces.
+    """
     mask = sum(1 << state for state in states)
-    body = _REQUEST.pack(family, IPPROTO_TCP, 0, mask) + bytes(_NAME_BYTES)
-    return Request(SOCK_DIAG_BY_FAMILY, body, "list TCP sockets", NLM_F_DUMP)
+    body = _OLD_HEAD.pack(AF_UNSPEC, 0, 0, 0) + bytes(_NAME_BYTES) + _OLD_STATES.pack(mask, 0)
+    return Request(TCPDIAG_GETSOCK, body, "list TCP sockets", NLM_F_DUMP)
 
 
 def find_listener(family: int, port: int) -> Request:
@@ -91,6 +107,18 @@ def find_door(family: int, protocol: int, address: str, port: int) -> Request:
     return Request(SOCK_DIAG_BY_FAMILY, body, f"find who waits on port {port} of {address}", 0)
 
 
+def find_connection(local: tuple[str, int], remote: tuple[str, int]) -> Request:
+    """Ask for the end at *local* of a connection; one answer, or a refusal (ENOENT) if there is none.
+
+    One that has just ended is found, too, or else who listens there: see ``is_connection``.
+    """
+    ends = (ip_address(local[0]).packed, ip_address(remote[0]).packed)
+    family = AF_INET if len(ends[0]) == 4 else AF_INET6
+    name = _NAME.pack(local[1], remote[1], *(each.ljust(16, b"\0") for each in ends))
+    body = _REQUEST.pack(family, IPPROTO_TCP, 0, 0) + name + _INTERFACE_AND_COOKIE.pack(0, *NO_COOKIE)
+    return Request(SOCK_DIAG_BY_FAMILY, body, "find a connection", 0)
+
+
 def find(known: TcpSocket) -> Request:
     """Ask whether *known* is still there: one answer, or a refusal (ENOENT, ESTALE)."""
     body = _REQUEST.pack(known.family, IPPROTO_TCP, 0, 0) + known.raw_name
@@ -102,6 +130,11 @@ def destroy(found: TcpSocket) -> Request:
     body = _REQUEST.pack(found.family, IPPROTO_TCP, 0, 1 << found.state) + found.raw_name
     what = f"reset {found.local}:{found.local_port} - {found.remote}:{found.remote_port}"
     return Request(SOCK_DESTROY, body, what, NLM_F_ACK)
+
+
+def is_connection(message: Message) -> bool:
+    """Whether an inet_diag_msg is of a connection that has begun and is not over; or else of a listener."""
+    return message.body[1] in CARRYING or message.body[1] == SYN_RECV
 
 
 def decode_socket(message: Message) -> TcpSocket:

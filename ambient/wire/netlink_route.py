@@ -66,6 +66,8 @@ NDA_DST, NDA_LLADDR, NUD_PERMANENT = 1, 2, 0x80
 _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBI")
 _ROUTE = struct.Struct("=BBBBBBBBI")
+# Where it has the table, if that is below 256.
+_TABLE_AT = 4
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")
 # The first eight of rtnl_link_stats64: packets, bytes, errors, dropped; each received, sent.
 _STATISTICS = struct.Struct("=8Q")
@@ -278,6 +280,11 @@ def decode_address(message: Message) -> Address:
     found = attributes(message.body[_ADDRESS.size :])
     raw = found.get(IFA_LOCAL) or found.get(IFA_ADDRESS, b"")
     return Address(index, f"{_text_address(raw)}/{prefix}")
+
+
+def is_of(table: int | None, message: Message) -> bool:
+    """Whether a route or rule is of *table*, one below 256; None is any."""
+    return table is None or message.body[_TABLE_AT : _TABLE_AT + 1] == bytes((table,))
 
 
 def decode_route(message: Message) -> Route:

@@ -56,6 +56,11 @@ def shape(message: Message) -> bytes:
     return found.get(NFTA_RULE_CHAIN, b"") + found.get(NFTA_RULE_EXPRESSIONS, b"")
 
 
+def whole(message: Message) -> bytes:
+    """All that was said of a rule, its handle too; not the header, which has the generation in it."""
+    return message.body[_HEADER_BYTES:]
+
+
 def decode_chain(message: Message) -> tuple[str, str]:
     """(table, chain) of an NFT_MSG_NEWCHAIN message."""
     found = attributes(message.body[_HEADER_BYTES:])

@@ -56,7 +56,7 @@ from ambient.wire.nft import (
     Way,
 )
 
-NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6 = 1, 2, 10
+NFPROTO_UNSPEC, NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6 = 0, 1, 2, 10
 _SUBSYSTEM = 10 << 8
 NFT_MSG_NEWTABLE, NFT_MSG_DELTABLE = _SUBSYSTEM | 0, _SUBSYSTEM | 2
 NFT_MSG_NEWCHAIN, NFT_MSG_GETCHAIN, NFT_MSG_DELCHAIN = _SUBSYSTEM | 3, _SUBSYSTEM | 4, _SUBSYSTEM | 5
@@ -148,9 +148,9 @@ def dump_rules(table: str) -> Request:
     return Request(NFT_MSG_GETRULE, body, f"list rules of {table}", NLM_F_DUMP)
 
 
-def dump_chains() -> Request:
-    """Ask for all chains of the inet family."""
-    return Request(NFT_MSG_GETCHAIN, _family(NFPROTO_INET), "list chains", NLM_F_DUMP)
+def dump_chains(family: int = NFPROTO_INET) -> Request:
+    """Ask for all chains of *family*; ``NFPROTO_UNSPEC`` is every one."""
+    return Request(NFT_MSG_GETCHAIN, _family(family), "list chains", NLM_F_DUMP)
 
 
 def expressions(rule: Rule) -> list[tuple[str, bytes]]:

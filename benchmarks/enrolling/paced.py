@@ -7,6 +7,7 @@ then (so the way to control is counted, too) until a connection from outside is 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -28,6 +29,9 @@ async def paced(mesh: Fabric, pods: Sequence[Pod], rate: float = PODS_PER_SECOND
     captured: dict[str, float] = {}
     async with AsyncExitStack() as stack:
         watchers = {node: await stack.enter_async_context(_watcher(mesh, node)) for node in mesh.nodes}
+        for watcher in watchers.values():
+            # Four interpreters that start take both cores for half a second.
+            assert await watcher.read_line() == b"ready"
         with trio.move_on_after(len(pods) / rate + PATIENCE_SECONDS):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_send, mesh, pods, rate, watchers, sent)
@@ -50,7 +54,7 @@ async def _send(
     async with trio.open_nursery() as nursery:
         for number, pod in enumerate(pods):
             await trio.sleep_until(started + number / rate)
-            await watchers[pod.node].say(pod.addresses[0])
+            await watchers[pod.node].say(f"{pod.addresses[0]} /proc/{os.getpid()}/fd/{pod.netns}")
             sent[pod.addresses[0]] = time.monotonic()
             nursery.start_soon(_enroll, mesh, pod)
 

@@ -9,9 +9,10 @@ import pytest
 
 from ambient.engine.netlink import NetlinkSocket
 from ambient.engine.netns import listen_in, socket_in
-from ambient.redirect import sockets
-from ambient.redirect.plan import HBONE_PORT
-from tests.lab import DEADLINE, in_namespaces, make_netns
+from ambient.redirect import backend, sockets
+from ambient.redirect.plan import HBONE_PORT, MARK_MASK, OUTBOUND_PORT, PROXY_MARK, Capture
+from ambient.wire.netlink_diag import TcpSocket
+from tests.lab import DEADLINE, Lab, in_namespaces, make_netns
 
 
 def connected(stack: ExitStack, netns: int, host: str, client: str) -> socket.socket:
@@ -59,3 +60,39 @@ def test_a_port_that_is_taken_everywhere_is_found_quickly(host: str) -> None:
     with listen_in(netns, HBONE_PORT, host=host):
         assert sockets.anybody_listens(netns)
     assert not sockets.anybody_listens(netns)
+
+
+@pytest.mark.parametrize("family", ["IPv4", "IPv6"])
+@in_namespaces
+def test_what_is_older_is_told_from_what_the_listing_saw_without_its_proxy(family: str) -> None:
+    """A listing takes its time, and the proxy's socket may come behind it: the kernel is asked once more."""
+    lab = Lab()
+    pod, peer = lab.pod("pod"), lab.pod("peer", node=2)
+    theirs, ours = (peer.ip6, pod.ip6) if family == "IPv6" else (peer.ip, pod.ip)
+    listing = sockets.established
+    with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
+        far, near = stack.enter_context(peer.listen(80)), stack.enter_context(pod.listen(8080))
+        older = stack.enter_context(pod.connect(theirs, 80))
+        stack.enter_context(far.accept()[0])
+        proxy = stack.enter_context(listen_in(pod.netns, OUTBOUND_PORT, transparent=True, mark=PROXY_MARK))
+        proxy.settimeout(DEADLINE)
+        backend.install(pod.netns, Capture())
+
+        out = stack.enter_context(pod.connect(theirs, 80))
+        stack.enter_context(proxy.accept()[0])
+        dialled = stack.enter_context(socket_in(pod.netns, out.family, mark=PROXY_MARK, transparent=True))
+        dialled.settimeout(DEADLINE)
+        dialled.bind((theirs, 0))
+        dialled.connect((ours, 8080))
+        stack.enter_context(near.accept()[0])
+
+        def found() -> set[tuple[str, int]]:
+            past = sockets.past_the_proxy(pod.netns, Capture())
+            return {(each.local, each.local_port) for each in past}
+
+        def without_proxys(netns: int) -> tuple[TcpSocket, ...]:
+            return tuple(each for each in listing(netns) if each.mark & MARK_MASK != PROXY_MARK)
+
+        assert found() == {older.getsockname()[:2]}
+        patch.setattr(sockets, "established", without_proxys)
+        assert found() == {older.getsockname()[:2]}
