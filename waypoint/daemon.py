@@ -16,7 +16,6 @@ from ambient.engine.follow import Follow, control_socket
 from ambient.engine.netns import listen_in
 from ambient.engine.overload import RefusalLog
 from ambient.engine.reactor import Reactor
-from ambient.engine.revocations import Revocations
 from ambient.engine.svids import SvidCache
 from ambient.errors import Unavailable
 from ambient.model.identity import DEFAULT_TRUST_DOMAIN, SpiffeId
@@ -62,9 +61,10 @@ class Daemon:
         self._proxy: Gateway | Sidecar = Gateway(context) if role == "waypoint" else Sidecar(context)
         self._follow.on_update = self._proxy.mesh_changed
         self._ready = False
+        self._served = False  # Ever.
 
     async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT, or until control has gone; then drain."""
+        """Serve until SIGTERM or SIGINT, then drain; a control that goes away later changes nothing."""
         with _stop_signals() as stop:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch, stop, nursery.cancel_scope)
@@ -75,7 +75,7 @@ class Daemon:
                 self._proxy.start()
                 Status(self._reactor, listen_in(None, METRICS_PORT), {"/metrics": self._metrics})
                 Status(self._reactor, listen_in(None, READY_PORT), {"/healthz/ready": self._readiness})
-                self._ready = True
+                self._ready = self._served = True
                 collector.settle()
                 log.info("ready: %s", self._identity)
 
@@ -106,10 +106,11 @@ class Daemon:
     async def _follow_control(self) -> None:
         try:
             await self._follow.run()
-        except Unavailable as exc:
-            log.error("control has gone, draining: %s", exc)
-            await self.drain()
-            raise
+        except* Unavailable:  # Reading and writing may both have noticed.
+            if not self._served:
+                raise
+            # What we know is still true enough to serve by, until the certificates end.
+            log.error("control has gone, serving on without it")
 
     def _metrics(self) -> tuple[int, str]:
         handshakes = self._proxy.handshakes + self._proxy.upstreams.handshakes()
@@ -144,6 +145,8 @@ async def run(reactor: Reactor, settings: Settings, role: str) -> None:
     reactor.headroom.on_refused = RefusalLog(reactor, log.warning).refused
     reactor.headroom.limit_by_rlimit()
     if settings.crl_path:
+        from ambient.engine.revocations import Revocations  # Takes ``cryptography``: see ztunnel.
+
         reactor.revocations = Revocations(settings.crl_path, log.warning)
     try:
         await Daemon(reactor, settings, role, control_socket()).run()

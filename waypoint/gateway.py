@@ -6,18 +6,18 @@ ztunnel --HBONE CONNECT vip:port--> HTTP by host, or bytes --HBONE--> the destin
 from __future__ import annotations
 
 import socket
-from collections import Counter
 from dataclasses import replace
 from functools import partial
 from typing import TypeAlias
 
-from ambient.engine.failure import describe
+from ambient.engine.door import GOAWAY_DELAY, Door
+from ambient.engine.failure import describe, fault, rejection
 from ambient.engine.http_forward import Answer
 from ambient.engine.listener import Listener
 from ambient.engine.netns import plain_address
-from ambient.engine.tls import TlsChannel, TlsError, accept_tls, prepare_hbone
+from ambient.engine.tls import TlsChannel, accept_tls, prepare_hbone
 from ambient.engine.tunnel import TunnelConnection, TunnelRequest
-from ambient.errors import ConfigError, RemoteProtocolError, Unavailable
+from ambient.errors import ConfigError, Unavailable
 from ambient.model.address import format_hostport, parse_hostport
 from ambient.model.identity import SpiffeId
 from ambient.model.record import AccessRecord, Direction, Flag
@@ -31,11 +31,6 @@ from waypoint.context import Address, Context
 from waypoint.requests import HostRoutes, HttpProxy
 from waypoint.served import Served
 from waypoint.upstreams import Upstreams
-
-# Between the closing of the listener and the GOAWAYs: CONNECTs that were on their way are still served.
-GOAWAY_DELAY = 0.25
-# Connections that have not proven who they are, as at a pod's own door (reference/threats.md 4).
-MAX_HANDSHAKES = 1024
 
 # A connection's peer, and what it came to.
 Ends: TypeAlias = tuple[Address, Address]
@@ -52,8 +47,8 @@ class Gateway:
         self.http = HttpProxy(context, self.upstreams, self._route)
         self.open = OpenConnections()
         self._tunnels: set[TunnelConnection] = set()
-        self._sources: Counter[SpiffeId] = Counter()
-        self._waiting = 0
+        self._draining = False
+        self._door = Door(context.reactor)
         self._listeners: list[Listener] = []
         self.handshakes = 0
 
@@ -78,6 +73,7 @@ class Gateway:
 
     def drain(self) -> None:
         """Take what was already knocking, then no more; exchanges under way end by themselves."""
+        self._draining = True
         for listener in self._listeners:
             listener.accept_pending()
             listener.close()
@@ -109,29 +105,28 @@ class Gateway:
         try:
             if me is None:
                 raise Unavailable("our own workload is not known yet")
-            if self._waiting >= MAX_HANDSHAKES:
-                raise Unavailable(f"over {MAX_HANDSHAKES} connections without an identity")
             tls = self._context.svids.context_nowait(me.identity, server=True)
+            self._door.knock()
         except Unavailable as exc:
             sock.close()
             self._refused(ends, None, str(exc), Flag.CONNECT)
             return
-        self._waiting += 1
         self.handshakes += 1
         prepare_hbone(self._context.reactor, sock)
         accept_tls(self._context.reactor, sock, tls, partial(self._shaken, ends))
 
     def _shaken(self, ends: Ends, channel: TlsChannel | Exception) -> None:
-        self._waiting -= 1
+        self._door.shaken()
         if isinstance(channel, Exception):
             self._refused(ends, None, *describe(channel))  # The socket is closed.
             return
-        identity, most = channel.peer_identity, self._context.reactor.limits.tunnels_per_identity
-        if self._sources[identity] >= most:
+        identity = channel.peer_identity
+        try:
+            self._door.enter(identity)
+        except Unavailable as exc:
             channel.abort()
-            self._refused(ends, identity, f"over {most} connections of {identity}", Flag.CONNECT)
+            self._refused(ends, identity, str(exc), Flag.CONNECT)
             return
-        self._sources[identity] += 1
         peer, local = channel.peer_address, channel.local_address
         tunnel = TunnelConnection(
             self._context.reactor,
@@ -139,24 +134,19 @@ class Gateway:
             on_request=lambda request: self._requested(request, peer, local[0]),
             on_closed=lambda exc: self._closed(tunnel, ends, exc),
             on_rejected=lambda status, reason: self._refused(
-                ends, identity, f"http status {status}: {reason}" if status else reason, Flag.CONNECT
+                ends, identity, rejection(status, reason), Flag.CONNECT
             ),
         )
         self._tunnels.add(tunnel)
+        if self._draining:
+            # It knocked before the door was closed: its first request is still welcome.
+            self._context.reactor.call_later(GOAWAY_DELAY, tunnel.goaway)
 
     def _closed(self, tunnel: TunnelConnection, ends: Ends, exc: Exception | None) -> None:
-        identity = tunnel.peer_identity
         self._tunnels.discard(tunnel)
-        self._sources[identity] -= 1
-        if not self._sources[identity]:
-            del self._sources[identity]
-        match exc:
-            case TlsError():
-                self._refused(ends, identity, *describe(exc))
-            case RemoteProtocolError():
-                self._refused(ends, identity, f"http2 failure: {exc}", Flag.H2_HANDSHAKE_FAILURE)
-            case _:
-                pass  # An ordinary end, or a lost connection: what it carried has its own records.
+        self._door.leave(tunnel.peer_identity)
+        if (found := fault(exc)) is not None:
+            self._refused(ends, tunnel.peer_identity, *found)
 
     def _refused(
         self, ends: Ends, identity: SpiffeId | None, reason: str, flag: Flag, authority: str = ""

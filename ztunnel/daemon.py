@@ -25,7 +25,6 @@ from ambient.engine.nursery import plain_nursery
 from ambient.engine.overload import RefusalLog, watch_memory
 from ambient.engine.pages import Routes, serve
 from ambient.engine.reactor import Reactor
-from ambient.engine.revocations import Revocations
 from ambient.engine.svids import SvidCache
 from ambient.errors import Unavailable
 from ztunnel.admin import Inside, admin_routes, ready_routes
@@ -259,6 +258,9 @@ async def run(reactor: Reactor, settings: Settings) -> None:
     reactor.on_failure = _log_failure
     reactor.limits = settings.limits
     if settings.crl_path:
+        # Only who keeps lists pays for what reads them: ``cryptography``, 4 MB.
+        from ambient.engine.revocations import Revocations
+
         reactor.revocations = Revocations(settings.crl_path, log.warning)
     await Daemon(reactor, settings, control_socket()).run()
 

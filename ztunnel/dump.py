@@ -16,7 +16,7 @@ from ambient.model.mesh import Mesh
 from ambient.model.policy import Match, Policy, Scope, StringMatch
 from ambient.model.service import Service
 from ambient.model.workload import HBONE_PORT, Workload
-from ambient.pki.facts import facts_of
+from ambient.pki.certificate import read_certificate
 
 _SCOPES = {Scope.GLOBAL: "Global", Scope.NAMESPACE: "Namespace", Scope.WORKLOAD: "WorkloadSelector"}
 
@@ -103,11 +103,12 @@ def certificate_dump(
 
 
 def _certificate(der: bytes) -> dict[str, object]:
-    facts = facts_of(der)
+    found = read_certificate(der)
     return {
-        "serialNumber": facts.serial,
-        "validFrom": _moment(facts.not_before),
-        "expirationTime": _moment(facts.not_after),
+        # As ``openssl x509 -serial`` and istioctl print it, in lower case.
+        "serialNumber": f"{found.serial:x}",
+        "validFrom": _moment(found.not_before),
+        "expirationTime": _moment(found.not_after),
     }
 
 

@@ -10,12 +10,12 @@ import socket
 from collections.abc import Callable
 
 from ambient.engine.channel import SocketChannel
-from ambient.engine.failure import describe, status_of
+from ambient.engine.failure import describe, fault, rejection, status_of
 from ambient.engine.netns import plain_address
 from ambient.engine.overload import OVERLOADED
-from ambient.engine.tls import TlsChannel, TlsError, accept_tls, prepare_hbone
+from ambient.engine.tls import TlsChannel, accept_tls, prepare_hbone
 from ambient.engine.tunnel import Headers, TunnelConnection, TunnelRequest
-from ambient.errors import Denied, RemoteProtocolError, Unavailable
+from ambient.errors import Denied, Unavailable
 from ambient.model.identity import SpiffeId
 from ambient.model.policy import Connection, enforce
 from ambient.model.record import Direction, Flag
@@ -28,9 +28,6 @@ from ztunnel.context import Context
 from ztunnel.flow import MAX_NAME_BYTES, Arrival, Flow, Remembered
 from ztunnel.metrics import Traffic
 from ztunnel.network import Address, Cancellable
-
-# Connections of one pod that have not proven who they are (reference/threats.md 4).
-MAX_HANDSHAKES = 1024
 
 
 class InboundHandshake(ProxiedConnection):
@@ -270,16 +267,9 @@ class InboundTunnel:
         InboundStream(self._context, self, request).begin()
 
     def _rejected(self, status: int, reason: str) -> None:
-        InboundFault(self._context, self).finish(
-            f"http status {status}: {reason}" if status else reason, Flag.CONNECT
-        )
+        InboundFault(self._context, self).finish(rejection(status, reason), Flag.CONNECT)
 
     def _closed(self, exc: Exception | None) -> None:
-        match exc:
-            case TlsError():
-                InboundFault(self._context, self).finish(*describe(exc))
-            case RemoteProtocolError():
-                InboundFault(self._context, self).finish(f"http2 failure: {exc}", Flag.H2_HANDSHAKE_FAILURE)
-            case _:
-                pass  # An ordinary end, or a lost connection: its streams have their records.
+        if (found := fault(exc)) is not None:
+            InboundFault(self._context, self).finish(*found)
         self._on_closed(self)

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import trio
 
-from ambient.engine.revocations import LOOK_SECONDS, Revocations
 from ambient.engine.slices import in_slices
 from ambient.engine.tls import TlsChannel, TlsError
 from ambient.engine.tunnel import TunnelConnection
+
+if TYPE_CHECKING:
+    from ambient.engine.revocations import Revocations
 
 log = logging.getLogger("ztunnel")
 
@@ -39,7 +42,7 @@ async def watch_revocations(
                 log.warning(
                     "%d open tunnels ended: %s", len(ended), "; ".join(sorted({*map(str, ended)})[:10])
                 )
-        await trio.sleep(LOOK_SECONDS)
+        await trio.sleep(lists.every)
 
 
 def _end_revoked(

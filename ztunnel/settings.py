@@ -19,6 +19,7 @@ READY_PORT = 15021
 
 # Istio's default for both deadlines.
 DEFAULT_DRAIN_SECONDS = 5.0
+_SIZE = re.compile(r"([0-9]{1,15})(Ki|Mi|Gi|)")
 DEFAULT_INPOD_UDS = "/var/run/ztunnel/ztunnel.sock"
 
 
@@ -145,7 +146,7 @@ def _addresses(environ: Mapping[str, str], name: str) -> tuple[str, ...]:
 def _bytes(environ: Mapping[str, str], name: str) -> int:
     """``512Mi`` and its like, as Kubernetes writes them; a plain number is bytes."""
     text = environ.get(name, "")
-    found = re.fullmatch(r"([0-9]{1,15})(Ki|Mi|Gi|)", text)
+    found = _SIZE.fullmatch(text)
     if text and found is None:
         raise ConfigError(f"{name} is {text!r}, must be a size such as 512Mi")
     return int(found[1]) * 1024 ** ("", "Ki", "Mi", "Gi").index(found[2]) if found else 0

@@ -7,7 +7,6 @@ new work, the old goes on), and at the end of the last connection ``on_drained``
 from __future__ import annotations
 
 import socket
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -15,13 +14,13 @@ from types import MappingProxyType
 
 import trio
 
+from ambient.engine.door import GOAWAY_DELAY, Door
 from ambient.engine.listener import Listener
 from ambient.engine.netns import plain_address
 from ambient.engine.pool import Dialler, OnConnected, TunnelPool
 from ambient.engine.tls import TlsChannel, connect_tls, prepare_hbone
 from ambient.engine.tunnel import TunnelConnection
 from ambient.errors import Unavailable
-from ambient.model.identity import SpiffeId
 from ambient.model.policy import Policy, decide
 from ambient.model.pool_plan import PoolKey
 from ambient.model.record import Flag
@@ -29,7 +28,7 @@ from ambient.model.route import INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT, SOCKS_POR
 from ambient.model.workload import HBONE_PORT
 from ztunnel.connection import DRAINED, POLICY_CHANGED
 from ztunnel.context import Context
-from ztunnel.inbound import MAX_HANDSHAKES, InboundHandshake, InboundTunnel
+from ztunnel.inbound import InboundHandshake, InboundTunnel
 from ztunnel.name_server import DOORS, NAMES_PORT, NameServer
 from ztunnel.outbound import OutboundConnection
 from ztunnel.passthrough import PassthroughConnection
@@ -46,10 +45,6 @@ KNOCK_CHECK_SECONDS = 0.05
 
 # Open connections that are asked about in one step, after policy has changed. Picked: some 5 us each.
 RECHECK_STEP = 50
-
-# Between the closing of the listeners and the GOAWAYs: requests that were on their way are still served.
-# The control plane has told every source by then, so a few round trips are enough; picked, not measured.
-GOAWAY_DELAY = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +69,7 @@ class WorkloadProxy:
         self._on_drained: Callable[[WorkloadProxy], None] | None = on_drained
         self._listeners: dict[int, Listener] = {}
         self._tunnels: set[InboundTunnel] = set()
-        self._sources: Counter[SpiffeId] = Counter()  # Tunnels by who is at their other end.
-        self._waiting = 0
+        self._door = Door(context.reactor)
         self._policies: tuple[Policy, ...] | None = None
         self._pool = TunnelPool(context.reactor, hbone_dialler(context))
         self._names = NameServer(context, context.names) if context.names is not None else None
@@ -247,23 +241,24 @@ class WorkloadProxy:
         except OSError:
             sock.close()  # Reset while it waited in the queue: nobody is there to be recorded.
             return
-        if self._waiting >= MAX_HANDSHAKES:
-            handshake.refuse(f"over {MAX_HANDSHAKES} connections without an identity")
+        try:
+            self._door.knock()
+        except Unavailable as exc:
+            handshake.refuse(str(exc))
             return
-        self._waiting += 1
         handshake.begin()
 
     def _shaken(self, handshake: InboundHandshake, channel: TlsChannel | None) -> None:
-        self._waiting -= 1
+        self._door.shaken()
         if channel is None:
             return
         self.handshakes += 1
-        identity, most = channel.peer_identity, self.context.reactor.limits.tunnels_per_identity
-        if self._sources[identity] >= most:
+        try:
+            self._door.enter(channel.peer_identity)
+        except Unavailable as exc:
             channel.abort()
-            handshake.finish(f"over {most} connections of {identity}", Flag.CONNECT)
+            handshake.finish(str(exc), Flag.CONNECT)
             return
-        self._sources[identity] += 1
         tunnel = InboundTunnel(self.context, channel, handshake.source, self._tunnel_closed)
         self._tunnels.add(tunnel)
         handshake.leave()
@@ -273,9 +268,7 @@ class WorkloadProxy:
 
     def _tunnel_closed(self, tunnel: InboundTunnel) -> None:
         self._tunnels.discard(tunnel)
-        self._sources[tunnel.identity] -= 1
-        if not self._sources[tunnel.identity]:
-            del self._sources[tunnel.identity]
+        self._door.leave(tunnel.identity)
         self._maybe_drained()
 
     def _say_goodbye(self) -> None:

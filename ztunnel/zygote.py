@@ -19,27 +19,44 @@ import ctypes
 import gc
 import json
 import os
+import select
 import socket
+import ssl
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+import trio
+
 import ztunnel.__main__ as program
-from ambient.engine.frugal import release_unused
+from ambient.engine import host
+from ambient.engine.frugal import forget_lookups, release_unused
 from ambient.engine.privileges import NODE_DAEMON, keep_only
+from ambient.engine.reactor import Reactor
+from ambient.errors import ConfigError
+from ambient.model.identity import DEFAULT_TRUST_DOMAIN, SpiffeId
+from ambient.pki.request import new_request
+from ztunnel.settings import read_settings
 
 ZYGOTE_FD = "AMBIENT_ZYGOTE_FD"
 # What each child is told of the descriptors that came for it, in their order; the last one is not its own.
 NAMES = ("AMBIENT_CONTROL_FD", "AMBIENT_READY_FD")
 # Longer than any of ours; another number of descriptors is refused.
 _ANCILLARY_BYTES = socket.CMSG_SPACE(8 * array.array("i").itemsize)
+# Between the last fork and giving back what it needed: 5 ms of work, which must not take a processor from a
+# ztunnel that begins. Picked, not measured.
+QUIET_SECONDS = 3.0
 # prctl(2); what ``ps`` and ``top`` show.
 _PR_SET_NAME = 15
 
 
 def serve(sock: socket.socket) -> bool:
     """Fork whenever asked, until the supervisor is gone; True in each child, which is to be a ztunnel."""
+    has_forked = False
     while True:
+        if has_forked and not select.select([sock], [], [], QUIET_SECONDS)[0]:
+            release_unused()  # What a fork reads of programs and libraries.
+            has_forked = False
         data, ancillary, _, _ = sock.recvmsg(1, _ANCILLARY_BYTES)
         fds = _descriptors(ancillary)
         if not data:
@@ -57,6 +74,7 @@ def serve(sock: socket.socket) -> bool:
             os.close(fd)
         if born is not None:
             _answer(sock, born)
+            has_forked = True
 
 
 def _fork(fds: Sequence[int]) -> dict[str, int]:
@@ -109,10 +127,31 @@ def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
     return list(fds)
 
 
+def rehearse() -> None:
+    """Do once what each ztunnel begins with.
+
+    What OpenSSL makes at its first key and Python at the first run of a function is there once for the zygote
+    and its forks then, and need not be made while somebody waits for a new one. Nothing of it is kept: a key
+    is made and let go, and a fork draws other random numbers (OpenSSL and Python see to that).
+    """
+    with suppress(ConfigError):  # The ztunnel will say it.
+        read_settings(os.environ)
+    host.run(_nothing)
+    new_request(SpiffeId(DEFAULT_TRUST_DOMAIN, "none", "none"))
+    for side in (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT):
+        ssl.SSLContext(side)
+
+
+async def _nothing(reactor: Reactor) -> None:
+    await trio.lowlevel.checkpoint()
+
+
 def main(become: Callable[[], int] = program.main) -> int:
     """Be the zygote; in its children, a ztunnel, or whatever *become* is."""
     sock = socket.socket(fileno=int(os.environ[ZYGOTE_FD]))
     sock.set_inheritable(False)
+    forget_lookups()
+    rehearse()
     # What start-up made stays shared: a collection in a child would copy every page of it.
     gc.collect()
     release_unused()

@@ -250,7 +250,7 @@ def _switch(
     session.emit("Enrollment", result, lambda: _text(session, texts, mode, result))
     if options["dry_run"]:
         session.say("Dry run: nothing was changed.")
-    if mode == "sidecar" and result.get("restarts"):
+    elif mode == "sidecar" and result.get("restarts"):
         session.say(f"{result['restarts']} pods were restarted to place the sidecars, as in a cluster.")
     return int(ExitCode.FAILED) if result.get("failed") else 0
 

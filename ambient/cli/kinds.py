@@ -5,6 +5,7 @@ Floor 6, pure: Kubernetes-shaped objects in, rows out. Columns follow kubectl, w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -195,18 +196,22 @@ def rows(
     return headers, [cells[: len(headers)] for cells in body]
 
 
+# Kubernetes: an optional prefix of DNS labels, and a name.
+_LABEL_KEY = re.compile(r"(?:[a-z0-9.-]+/)?[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
+
+
 def selects(selector: str, labels: Mapping[str, str]) -> bool:
     """Whether *labels* fit a selector such as ``app=web,tier!=db,new,!old``.
 
     Raises:
-        ConfigError: the selector has a part without a key.
+        ConfigError: a part of the selector has no key that could be one (sets, "k in (a,b)", included).
     """
     return all(_part_selects(part.strip(), labels) for part in selector.split(",") if part.strip())
 
 
 def _part_selects(part: str, labels: Mapping[str, str]) -> bool:
     key, sign, value = part.partition("!=") if "!=" in part else part.replace("==", "=").partition("=")
-    if not key.strip("! "):
+    if not _LABEL_KEY.fullmatch(key.removeprefix("!") if not sign else key):
         raise ConfigError(f"not a label selector: {part!r}")
     if sign == "!=":
         return labels.get(key) != value

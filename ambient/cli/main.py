@@ -18,6 +18,8 @@ from ambient.cli.output import one_line
 from ambient.cli.session import Session
 
 OK, FAILED, USAGE, BAD_INPUT, UNREACHABLE, INTERRUPTED = 0, 1, 2, 65, 69, 130
+# What a shell says of a program that wrote to a reader who had gone.
+NOBODY_READS = 128 + signal.SIGPIPE
 
 # name -> (module, attribute, one line of help): help must not import forty modules.
 COMMANDS = {
@@ -56,6 +58,15 @@ class Root(LazyGroup):
     table = COMMANDS
     aliases = ALIASES
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; a reader of stdout who has seen enough, as head(1), is no failure to tell of."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # What is still buffered has no reader, either.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise click.exceptions.Exit(NOBODY_READS) from None
+
 
 @click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"]})
 @click.pass_context
@@ -80,7 +91,7 @@ def run(argv: Sequence[str]) -> int:
         click.echo(exc.ctx.get_help())
         return OK
     except click.UsageError as exc:
-        return complain(f"{exc.format_message()}; see: {usage_of(exc.ctx)} --help", USAGE)
+        return complain(f"{exc.format_message().rstrip('.')}; see: {usage_of(exc.ctx)} --help", USAGE)
     except click.ClickException as exc:
         return complain(exc.format_message(), exc.exit_code)
     except Exception as exc:

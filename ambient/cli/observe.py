@@ -11,7 +11,7 @@ import click
 
 from ambient.cli import kinds, output
 from ambient.cli.session import DeskCommand, Session, pass_session
-from ambient.errors import ConfigError
+from ambient.errors import ConfigError, Unavailable
 from ambient.wire.admin import CallFailed, ExitCode
 
 # tail -f of coreutils looks once a second; a person who waits for a line sees a fifth of that as at once.
@@ -25,9 +25,15 @@ def status(session: Session) -> None:
     """Show components, nodes, what is enrolled, and when certificates end."""
     with session.fabric() as fabric:
         body = dict(fabric.call("status"))
-    with session.control() as control:
-        found = control.call("status")
-        pods = control.call("get", kind="Pod", namespace=None, name=None)
+    try:
+        with session.control() as control:
+            found = control.call("status")
+            pods = control.call("get", kind="Pod", namespace=None, name=None)
+    except Unavailable:
+        # What still runs can be told all the same.
+        body |= {"run_dir": str(session.where), "enrolled": [], "troubled": []}
+        session.emit("Status", body, lambda: _text(body))
+        raise
     body = {
         **found,
         **body,
@@ -57,15 +63,20 @@ def enrolled(pods: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def troubled(pods: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Pods of which more is to be told than that all is well: lost, repaired, or with plaintext left."""
+    """Pods of which more is to be told than that all is well.
+
+    They are not enrolled although they should be, lost, repaired, or have plaintext left.
+    """
     found = []
     for pod in pods:
         state = pod.get("status", {}).get("ambient", {}) or {}
         words = {
-            name: state.get(name) for name in ("attestation", "repairs", "plaintext_connections", "reason")
+            name: state.get(name)
+            for name in ("attestation", "state", "repairs", "plaintext_connections", "reason")
         }
         if (
             words["attestation"] in ("lost", "unattested")
+            or words["state"] == "failed"
             or words["repairs"]
             or words["plaintext_connections"]
         ):
@@ -100,7 +111,7 @@ def _text(body: Mapping[str, Any]) -> str:
         trouble = [
             (
                 f"{one['namespace']}/{one['name']}",
-                one["attestation"],
+                one["attestation"] or one["state"],
                 one["repairs"],
                 one["plaintext_connections"],
                 one["reason"],
@@ -108,6 +119,9 @@ def _text(body: Mapping[str, Any]) -> str:
             for one in troubled
         ]
         text += "\n" + output.table(("POD", "ATTESTATION", "REPAIRS", "PLAINTEXT", "REASON"), trouble)
+    if departed := body.get("departed"):
+        gone = [(f"{one['namespace']}/{one['name']}", one["path"], one["reason"]) for one in departed]
+        text += "\n" + output.table(("VANISHED", "WAITED FOR AT", "REASON"), gone)
     certificates = body.get("certificates")
     if isinstance(certificates, list) and certificates:
         rows = [(c.get("identity"), c.get("holder", c.get("node")), c.get("not_after")) for c in certificates]

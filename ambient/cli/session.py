@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from ambient.engine.blocking import BlockingAdminClient
 
 FORMATS = ("table", "wide", "json", "yaml", "name")
+# Where the control plane and the supervisor listen, in the run directory.
+CONTROL, SUPERVISOR = "control.sock", "fabric.sock"
+CONTROL_GONE = "traffic goes on, but the control plane is gone and nothing can be changed"
 # kubectl's default, where no -n is given.
 DEFAULT_NAMESPACE = "default"
 # Long enough for a sidecar switch of a big namespace on a slow machine; picked, not measured.
@@ -66,11 +69,21 @@ class Session:
 
     def control(self) -> BlockingAdminClient:
         """Connect to the control plane; the caller closes it."""
-        return self._connect("control.sock")
+        return self._connect(CONTROL)
 
     def fabric(self) -> BlockingAdminClient:
         """Connect to the supervisor; the caller closes it."""
-        return self._connect("fabric.sock")
+        return self._connect(SUPERVISOR)
+
+    def _has_supervisor(self) -> bool:
+        from ambient.engine.blocking import BlockingAdminClient
+        from ambient.errors import Unavailable
+
+        try:
+            BlockingAdminClient.connect(self.where / SUPERVISOR, self.timeout).close()
+        except Unavailable:
+            return False
+        return True
 
     def _connect(self, name: str) -> BlockingAdminClient:
         from ambient.engine.blocking import BlockingAdminClient
@@ -79,6 +92,8 @@ class Session:
         try:
             return BlockingAdminClient.connect(self.where / name, self.timeout)
         except Unavailable as exc:
+            if name == CONTROL and self._has_supervisor():
+                raise Unavailable(f"{CONTROL_GONE} in {self.where}: ambient down, then up") from exc
             raise Unavailable(f"no mesh is running in {self.where}; start one with: ambient up") from exc
 
     def emit(self, kind: str, body: Mapping[str, Any], text: Callable[[], str]) -> None:

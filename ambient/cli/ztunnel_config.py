@@ -37,6 +37,8 @@ def workload(session: Session, /, file: str | None, node: str, address: str, wan
     want = columns.Filters(namespace=_namespace(session, wanted), node=node, address=address)
     (dump,) = desk.dumps(session, file, "", everywhere=False)
     found = columns.workloads(dump, want)
+    if node and file is None and not found:
+        desk.nodes(session, node)  # Perhaps there is no such node at all.
     _emit(session, "ZtunnelWorkloads", found, columns.WORKLOAD, map(columns.workload_row, found))
 
 

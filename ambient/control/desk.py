@@ -22,7 +22,7 @@ from ambient.control.store_plan import Key, Outcome, Store
 from ambient.control.views import dump, object_view, pod_view
 from ambient.control.waypoints import Request as WaypointRequest
 from ambient.control.waypoints import WaypointKeeper
-from ambient.engine.rpc import Call, Method
+from ambient.engine.rpc import FAILED, Call, Method, RpcError
 from ambient.errors import ConfigError
 from ambient.model.authorization import convert
 from ambient.model.manifest import parse_object
@@ -72,8 +72,11 @@ class Desk:
     async def delete(self, call: Call) -> dict[str, Any]:
         """Delete objects; a pod of a Deployment is started anew instead, as in Kubernetes."""
         keys = [_key(each) for each in take(call.params, "objects", list)]
+        for key in keys:
+            self._require(key)
         stored = [key for key in keys if key in self._cluster.store.entries or key[0] != "Pod"]
-        again = [self._owned_pod(key) for key in keys if key not in stored]
+        owned = (self._cluster.pod(key[1], key[2]) for key in keys if key not in stored)
+        again = [pod for pod in owned if pod is not None]
         store, outcomes = self._cluster.store.delete(stored)
         for pod in again:
             pod.ending = True
@@ -87,11 +90,15 @@ class Desk:
         distribution = self._cluster.distribution
         await distribution.settled(self._cluster.registry().version, IN_FORCE_SECONDS)
 
-    def _owned_pod(self, key: Key) -> Any:
-        pod = self._cluster.pod(key[1], key[2])
-        if pod is None:
-            raise ConfigError(f"pod {key[2]!r} does not exist in namespace {key[1]!r}")
-        return pod
+    def _require(self, key: Key) -> None:
+        kind, namespace, name = key
+        if key not in self._cluster.store.entries and (
+            kind != "Pod" or self._cluster.pod(namespace, name) is None
+        ):
+            place = f" in namespace {namespace!r}" if namespace else ""
+            raise RpcError(
+                FAILED, f"{kind.lower()} {name!r} does not exist{place}; see: ambient get {kind.lower()} -A"
+            )
 
     async def get(self, call: Call) -> list[dict[str, Any]]:
         """Objects of one kind as Kubernetes writes them, with what the mesh knows of each."""

@@ -21,6 +21,7 @@ from ambient.control.pods_plan import Wanted
 from ambient.engine.rpc import Call, Method
 from ambient.errors import ConfigError
 from ambient.model.addressing import LOOPBACK, NETNS
+from ambient.model.enrollment import DATAPLANE_MODE
 from ambient.model.podspec import Container, PodSpec
 
 log = logging.getLogger("ambient.control.fabric")
@@ -95,10 +96,14 @@ class FabricLink:
         return guest_forecast(self._cluster, pod, surveyed, existing)
 
     async def dismiss(self, call: Call) -> dict[str, Any]:
-        """That one has gone, or is to be forgotten when it has left the mesh."""
+        """That one has gone, or is to be forgotten when it has left the mesh; answers what it was."""
         key = (take(call.params, "namespace", str), take(call.params, "name", str))
+        pod = self._cluster.pod(*key)
         self._cluster.dismiss(key, vanished=take(call.params, "vanished", bool))
-        return {}
+        if pod is None:
+            return {}
+        mode = pod.labels.get(DATAPLANE_MODE, "")
+        return {"node": pod.node, "service_account": pod.spec.service_account, "dataplane_mode": mode}
 
 
 def guest_of(params: Mapping[str, Any]) -> Wanted:
@@ -108,10 +113,11 @@ def guest_of(params: Mapping[str, Any]) -> Wanted:
         ConfigError: a field is missing or of the wrong type.
     """
     name = take(params, "name", str)
+    mode = take(params, "dataplane_mode", str, "")
     spec = PodSpec(
         containers=(Container(name=take(params, "container", str, name)),),
         service_account=take(params, "service_account", str),
-        labels={"app": name},
+        labels={"app": name} | ({DATAPLANE_MODE: mode} if mode else {}),
     )
     addresses = tuple(map(str, take(params, "addresses", list)))
     return Wanted(

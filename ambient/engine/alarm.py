@@ -13,7 +13,7 @@ import os
 _CLOCK_MONOTONIC = 1
 _TFD_FLAGS = os.O_NONBLOCK | os.O_CLOEXEC
 _TFD_TIMER_ABSTIME = 1
-_SECOND_NS = 1_000_000_000
+NANOSECONDS = 1_000_000_000  # A second has so many.
 
 
 class _Timespec(ctypes.Structure):
@@ -40,7 +40,7 @@ class Alarm:
 
     def set_at(self, monotonic_ns: int) -> None:
         """Fire at *monotonic_ns*; a time in the past fires at once."""
-        self._spec.value.seconds, self._spec.value.nanoseconds = divmod(monotonic_ns, _SECOND_NS)
+        self._spec.value.seconds, self._spec.value.nanoseconds = divmod(monotonic_ns, NANOSECONDS)
         if self._libc.timerfd_settime(self.fd, _TFD_TIMER_ABSTIME, ctypes.byref(self._spec), None) != 0:
             raise OSError(ctypes.get_errno(), "timerfd_settime")
 

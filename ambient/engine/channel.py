@@ -52,7 +52,8 @@ NOTHING: deque[Any] = deque()
 # ``socket.socket.close`` less two calls of its own, which count files that were made of it: we make none.
 _close = _socket.socket.close
 
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+# struct linger (socket(7)): on, for no seconds; and off.
+_RESET_ON_CLOSE, _FINISH_ON_CLOSE = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)
 
 
 class Receiver(Protocol):
@@ -195,6 +196,7 @@ class SocketChannel:
         "_reason",
         "_receiver",
         "_registered",
+        "_resets",
         "_sock",
         "bytes_in",
         "bytes_out",
@@ -213,6 +215,7 @@ class SocketChannel:
         self._mask = 0
         self._registered = False
         self._parked = False  # Hung up while paused: out of epoll, or it would spin.
+        self._resets = False  # Closing it, by whomever, sends a reset.
         self._paused = False
         self.full = False
         self._dirty = False
@@ -382,20 +385,33 @@ class SocketChannel:
     def crashed(self, exc: Exception | None) -> None:
         """``abort`` with a reason for ``channel_closed``; the reactor calls it too."""
         if self._sock is not None:
-            try:
-                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-            except OSError:
-                pass  # It is only about how we close.
+            self.reset_unless_finished()
+            self._resets = False  # Nothing is to be taken back.
             self._finish(exc)
+
+    def reset_unless_finished(self) -> None:
+        """Until it ends well, whoever closes the socket resets it, the kernel too when this process dies.
+
+        Or the peer would see an end of file, and take half of an answer for all of it.
+        """
+        if self._resets or self._sock is None:
+            return
+        try:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            self._resets = True
+        except OSError:
+            pass  # It is only about how we close.
 
     def set_pump(self, pump: Callable[[socket.socket], int]) -> None:
         """Let *pump* read from the socket in place of ``data_received``: the relay's fast path.
 
         It returns the number of bytes it read and sent on, 0 at the end of file, or ``PUMP_BLOCKED``,
-        which pauses the channel. The kernel holds no more than ``NOT_SENT_BYTES`` for a peer that does not
-        read from now on, as it is the tunnel's window that is to hold it.
+        which pauses the channel.
         """
         self._pump = pump
+
+    def bound_unsent(self) -> None:
+        """Let the kernel hold no more than ``NOT_SENT_BYTES`` for a peer that does not read."""
         if self._sock is not None:
             try:
                 self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOT_SENT_BYTES)
@@ -584,6 +600,8 @@ class SocketChannel:
         if self._registered:
             self._reactor.closing(self._fd)
             self._registered = False
+        if self._resets and exc is None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _FINISH_ON_CLOSE)
         _close(sock)
         self._out = NOTHING
         self._out_bytes = 0

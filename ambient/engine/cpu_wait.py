@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
-NANOSECONDS = 1e9
+from ambient.engine.alarm import NANOSECONDS
 
 
 def cpu_wait(pid: int | str = "thread-self", proc: str = "/proc") -> float:

@@ -9,7 +9,7 @@ import errno
 
 from ambient.engine.tls import TlsError
 from ambient.engine.tunnel import TunnelLost, TunnelRefused
-from ambient.errors import Denied, Unavailable
+from ambient.errors import Denied, RemoteProtocolError, Unavailable
 from ambient.model.record import Flag
 
 # Ends of a connection that an application causes every day; a record of them is no error.
@@ -47,6 +47,25 @@ def describe(exc: Exception, *, hbone: bool = False) -> tuple[str, Flag]:
 def status_of(exc: OSError) -> int:
     """The answer to a CONNECT whose target could not be dialled."""
     return 504 if isinstance(exc, TimeoutError) else 503
+
+
+def rejection(status: int, reason: str) -> str:
+    """What is recorded of a request that was answered *status* without asking anybody; 0: it was reset."""
+    return f"http status {status}: {reason}" if status else reason
+
+
+def fault(exc: Exception | None) -> tuple[str, Flag] | None:
+    """What is recorded of a tunnel that ended with *exc*, beside its streams; None if nothing is.
+
+    An ordinary end, or a lost connection, says nothing: what the tunnel carried has its own records.
+    """
+    match exc:
+        case TlsError():
+            return describe(exc)
+        case RemoteProtocolError():
+            return f"http2 failure: {exc}", Flag.H2_HANDSHAKE_FAILURE
+        case _:
+            return None
 
 
 def is_ordinary_end(exc: Exception) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
@@ -31,6 +32,16 @@ def release_unused() -> None:
         return
     for begin, end in unchanged:
         libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _MADV_DONTNEED)
+
+
+def forget_lookups() -> None:
+    """Call before a fork: what Python remembers of attributes of classes is let go.
+
+    It would be let go in the child, one by one: each writes to the reference count of a name, and so makes a
+    copy of a page that nobody needs but for that name.
+    """
+    if sys.version_info < (3, 12):  # Names are not counted any more since then.
+        sys._clear_type_cache()
 
 
 def unchanged_file_mappings(smaps: Iterable[str]) -> Iterator[tuple[int, int]]:

@@ -71,6 +71,7 @@ class Found:
 
 
 _LOCAL_HOST = re.compile(r"(localhost|127\.\d{1,3}\.\d{1,3}\.\d{1,3}|\[::1\])(:\d{1,5})?")
+_LENGTH = re.compile(r"[0-9]{1,9}")
 _ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
 _REASONS = {200: "OK", 400: "Bad Request", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed"}
 _REASONS |= {409: "Conflict", 413: "Content Too Large", 414: "URI Too Long"}
@@ -253,7 +254,7 @@ async def _skip_body(stream: trio.SocketStream, head: bytes, received: int) -> b
         return True
     if not lengths:
         return False
-    if not re.fullmatch(r"\d{1,9}", lengths[0], re.ASCII) or int(lengths[0]) > MAX_BODY_BYTES:
+    if not _LENGTH.fullmatch(lengths[0]) or int(lengths[0]) > MAX_BODY_BYTES:
         return True
     while received < int(lengths[0]):
         more = await stream.receive_some(4096)

@@ -1,8 +1,9 @@
 """The loop that moves bytes: epoll, timers and callbacks, one thread, no tasks.
 
 Floor 2. Level-triggered epoll calls back whoever registered a descriptor; what the callbacks wrote
-is flushed once at the end of each batch. trio lives in the same thread as the reactor's guest
-(``ambient.engine.host``); bytes never pass through it (architecture.md says why, with figures).
+is flushed once at the end of each batch, which is when nothing more is ready. trio lives in the same
+thread as the reactor's guest (``ambient.engine.host``); bytes never pass through it (architecture.md
+says why, with figures).
 
 Whose fault an exception is decides how far it reaches: one that leaves a callback registered with
 ``on_error`` ends that connection only; any other ends the loop.
@@ -20,13 +21,15 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from ambient.engine.alarm import Alarm
+from ambient.engine.alarm import NANOSECONDS, Alarm
 from ambient.engine.headroom import Headroom
-from ambient.engine.revocations import Revocations
 from ambient.model.limits import Limits
 from ambient.wire.hbone_budget import WindowBudget
+
+if TYPE_CHECKING:
+    from ambient.engine.revocations import Revocations
 
 IN = select.EPOLLIN
 OUT = select.EPOLLOUT
@@ -44,15 +47,14 @@ SLOT_BYTES = 16 * 1024
 SLOT_HEADROOM = 9
 # Records that one read fills where frames are that small.
 SLOTS = 16
-# Descriptors per epoll batch: bounds how long a flush waits behind other connections. Python allocates room
-# for so many with every wait, and up to a KiB is found faster.
+# Events per batch: bounds how long a flush waits behind other connections. Python allocates room for so many
+# with every wait, and up to a KiB is found faster.
 BATCH_EVENTS = 85
 FLUSH_ROUNDS = 3
 # Cancelled timers are swept out of the heap when they are this many and the majority.
 SWEEP_TIMERS = 512
 # How many failures of callbacks are kept for whoever looks into the process.
 KEPT_FAILURES = 32
-NANOSECONDS = 1_000_000_000
 
 
 class Flushable(Protocol):
@@ -239,28 +241,31 @@ class Reactor:
 
     def run_once(self, timeout: float | None = None) -> None:
         """Wait for events (at most *timeout* seconds, None: until something is due) and serve them."""
-        callbacks = self._callbacks
+        callbacks, poll, room = self._callbacks, self._epoll.poll, BATCH_EVENTS
         if self._soon or self._dirty or self._due:
             timeout = 0.0
-        ready = self._epoll.poll(timeout, BATCH_EVENTS)
+        ready = poll(timeout, room)
         self.alone = len(ready) == 1
-        for fd, events in ready:
-            entry = callbacks.get(fd)
-            if entry is None:
-                continue
-            try:
-                entry.on_event(events)
-            except Exception as exc:
-                self._failed(exc, entry.crashed)
+        while ready:
+            for fd, events in ready:
+                entry = callbacks.get(fd)
+                if entry is None:
+                    continue
+                try:
+                    entry.on_event(events)
+                except Exception as exc:
+                    self._failed(exc, entry.crashed)
+            room -= len(ready)
+            if self.alone or room <= 0:
+                break
+            # Where there were several more have come by now: what is written for them leaves with the rest.
+            ready = poll(0, room)
         self._batches += 1
         if self._due:
             self._fire_timers()
         if self._soon:
             self._run_soon()
-        # A tunnel's flush makes its TLS channel dirty; more rounds are left to the next batch.
-        for _ in range(FLUSH_ROUNDS):
-            if not self._dirty:
-                break
+        if self._dirty:
             self._flush()
 
     def stop(self) -> None:
@@ -332,12 +337,16 @@ class Reactor:
                 self._failed(exc, on_error)
 
     def _flush(self) -> None:
-        dirty, self._dirty = self._dirty, []
-        for flushable in dirty:
-            try:
-                flushable.flush()
-            except Exception as exc:
-                self._failed(exc, flushable.crashed)
+        # A tunnel's flush makes its TLS channel dirty; more rounds are left to the next batch.
+        for _ in range(FLUSH_ROUNDS):
+            dirty, self._dirty = self._dirty, []
+            for flushable in dirty:
+                try:
+                    flushable.flush()
+                except Exception as exc:
+                    self._failed(exc, flushable.crashed)
+            if not self._dirty:
+                break
 
     def _woken(self, events: int) -> None:
         os.eventfd_read(self._wake_fd)

@@ -57,6 +57,9 @@ class Joined(PromptReceiver):
         self._near, self._far = near, far
         self._error: Exception | None = None
         self.unclosed = 2
+        for channel in (near, far):
+            if type(channel) is SocketChannel:
+                channel.reset_unless_finished()
         if type(near) is SocketChannel and isinstance(far, TunnelStream):
             far.splice(near)
         elif type(far) is SocketChannel and isinstance(near, TunnelStream):

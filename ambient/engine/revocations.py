@@ -24,6 +24,7 @@ class Revocations:
         clock: Monotonic seconds.
 
     Attributes:
+        every: Seconds between two looks.
         version: Grows whenever there are other lists; whoever holds a connection open then asks again.
     """
 
@@ -37,6 +38,7 @@ class Revocations:
         self._seen: tuple[int, ...] | None = None
         self._lists: list[RevocationList] = []
         self._signed: dict[tuple[bytes, ...], list[RevocationList]] = {}
+        self.every = LOOK_SECONDS
         self.version = 0
 
     def is_revoked(self, certificate_der: bytes, roots: tuple[bytes, ...]) -> bool:
@@ -56,7 +58,7 @@ class Revocations:
     def look(self) -> None:
         """Read the file if it is another one, unless that was asked a moment ago."""
         now = self._clock()
-        if now - self._looked < LOOK_SECONDS:
+        if now - self._looked < self.every:
             return
         self._looked = now
         try:

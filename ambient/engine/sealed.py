@@ -13,12 +13,11 @@ import os
 from contextlib import suppress
 
 import msgpack
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from ambient.engine.tls import Svid
 from ambient.errors import AmbientError, RemoteProtocolError
 from ambient.model.identity import SpiffeId
+from ambient.pki.key import PrivateKey
 from ambient.pki.svid import X509Svid
 from ambient.wire.frames import decode_map
 
@@ -86,8 +85,5 @@ def unseal_svid(fd: int) -> Svid:
 
 
 def _assembled(identity: SpiffeId, chain: tuple[bytes, ...], pem: bytes, roots: tuple[bytes, ...]) -> Svid:
-    key = load_pem_private_key(pem, password=None)
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise RemoteProtocolError("not an elliptic curve key")
-    made = X509Svid.assemble(identity, key, chain, roots)
+    made = X509Svid.assemble(identity, PrivateKey.read_pem(pem), chain, roots)
     return Svid(identity, made.chain, pem, made.roots, made.not_before, made.not_after)

@@ -15,11 +15,11 @@ from typing import Protocol
 import trio
 
 from ambient.engine.tls import ALPN_HBONE, Svid, TlsContext
-from ambient.errors import AmbientError, Unavailable
+from ambient.errors import AmbientError, ConfigError, Unavailable
 from ambient.model.identity import SpiffeId
-from ambient.pki.request import make_request
+from ambient.pki.request import new_request
 from ambient.pki.rotation_plan import is_usable, renewal_delay, retry_delay
-from ambient.pki.svid import X509Svid, new_key
+from ambient.pki.svid import X509Svid
 from ambient.wire.xds import Certified
 
 # A certificate whose half-life has passed already (a clock that jumped) must not be renewed in a loop.
@@ -104,7 +104,8 @@ class SvidCache:
         """The current TLS context for a new connection; cheap, shared until the SVID changes.
 
         Raises:
-            Unavailable: no valid SVID (never fetched, refused, or expired while control was away).
+            Unavailable: no valid SVID (never fetched, refused, or expired while control was away), or one
+                that cannot be used now.
         """
         entry = self._entries.get(identity)
         if entry is None:
@@ -112,7 +113,12 @@ class SvidCache:
         svid = self._valid(identity, entry)
         context = entry.contexts.get((server, alpn))
         if context is None:
-            context = entry.contexts[server, alpn] = TlsContext(svid, server=server, alpn=alpn)
+            try:
+                context = TlsContext(svid, server=server, alpn=alpn)
+            except (ConfigError, OSError) as exc:
+                # It takes descriptors, of which there may be none left just now.
+                raise Unavailable(f"the certificate of {identity} cannot be used: {exc}") from exc
+            entry.contexts[server, alpn] = context
         return context
 
     def forget(self, identity: SpiffeId) -> None:
@@ -170,8 +176,8 @@ class SvidCache:
                 await trio.sleep(delay)
 
     async def _fetch(self, identity: SpiffeId) -> Svid:
-        key = new_key()
-        certified = await self._signer.certificate(identity, make_request(identity, key))
+        key, request = new_request(identity)
+        certified = await self._signer.certificate(identity, request)
         made = X509Svid.assemble(identity, key, certified.chain, certified.roots)
         return Svid(identity, made.chain, made.key_pem(), made.roots, made.not_before, made.not_after)
 

@@ -248,8 +248,11 @@ class TlsChannel(SocketChannel):
         if size <= GATHER_BYTES:
             # What one batch writes becomes one record: sealing and opening a record costs more than copying.
             gathered += data
-            if len(gathered) + GATHER_BYTES > RECORD_BYTES:
-                self._seal()
+            if not self._dirty:
+                self._mark_dirty()
+            if len(gathered) + GATHER_BYTES <= RECORD_BYTES:
+                return
+            self._seal()
         else:
             if gathered:
                 self._seal()

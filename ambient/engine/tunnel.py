@@ -285,7 +285,7 @@ class TunnelConnection:
         for start in range(0, room, limit):
             size = min(limit, room - start)
             self.frames[FRAME_HEADER_BYTES : FRAME_HEADER_BYTES + size] = view[start : start + size]
-            pack_data_header(self.frames, 0, stream.stream_id, size)
+            pack_data_header(self.frames, 0, size << 8, stream.stream_id)
             self.channel.write(self.frames[: FRAME_HEADER_BYTES + size])
             self.wire.sent(stream, size)
         return room

@@ -18,7 +18,7 @@ from ambient.engine.reactor import READ_BYTES, SLOT_BYTES, SLOTS
 from ambient.errors import AmbientError
 from ambient.own_code import own_code
 from ambient.wire.hbone_events import Stream
-from ambient.wire.hbone_frames import FRAME_HEADER, FRAME_HEADER_BYTES, ErrorCode
+from ambient.wire.hbone_frames import FRAME_HEADER_BYTES, ErrorCode, pack_data_header
 
 if TYPE_CHECKING:
     from ambient.engine.tunnel import TunnelConnection
@@ -327,10 +327,11 @@ class TunnelStream(Stream):
             if wire.output:
                 connection.push()
             frames = reactor.frame_buffer
-            FRAME_HEADER.pack_into(frames, 0, size >> 8, size & 0xFF, 0, 0, self.stream_id)
-            channel = connection.channel
-            write = channel.write_alone if reactor.alone else channel.write
-            write(frames[: FRAME_HEADER_BYTES + size])
+            pack_data_header(frames, 0, size << 8, self.stream_id)
+            if reactor.alone:
+                connection.channel.write_alone(frames[: FRAME_HEADER_BYTES + size])
+            else:
+                connection.channel.write(frames[: FRAME_HEADER_BYTES + size])
             wire.sent(self, size)
             self.bytes_out += size
         return size
@@ -347,11 +348,9 @@ class TunnelStream(Stream):
         stream_id = self.stream_id
         end = full * SLOT_BYTES
         for start in range(0, end, SLOT_BYTES):
-            FRAME_HEADER.pack_into(
-                frames, start, _SLOT_PAYLOAD_BYTES >> 8, _SLOT_PAYLOAD_BYTES & 0xFF, 0, 0, stream_id
-            )
+            pack_data_header(frames, start, _SLOT_PAYLOAD_BYTES << 8, stream_id)
         if rest:
-            FRAME_HEADER.pack_into(frames, end, rest >> 8, rest & 0xFF, 0, 0, stream_id)
+            pack_data_header(frames, end, rest << 8, stream_id)
             end += FRAME_HEADER_BYTES + rest
         connection.channel.write(frames[:end])
         connection.wire.sent(self, size, full + bool(rest))
@@ -410,6 +409,10 @@ class TunnelStream(Stream):
         if self._owed and self.live:
             owed, self._owed = self._owed, 0
             wire = self.connection.wire
+            if not self.drained and self._sink is not None:
+                # More may come than one window of this width: that is for the windows to hold. Said no
+                # sooner, as few connections carry that much.
+                self._sink.bound_unsent()
             wire.credit(self, owed)
             if wire.has_output:
                 self.connection.touch()

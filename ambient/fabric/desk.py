@@ -70,6 +70,7 @@ class Desk:
             "nodes": [self._node(node) for node in self.nodes.values()],
             "processes": [entry.status() for entry in self.table],
             "outer": {"pid": record.init_pid},
+            "departed": self.guests.departed(),
         }
 
     def _node(self, node: Node) -> dict[str, Any]:

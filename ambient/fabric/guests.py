@@ -6,13 +6,13 @@ mounts and processes the mesh sees; we bind it to a file in the run directory, w
 mesh's own mount namespace alone and so goes with the mesh.
 
 A guest has vanished when the process that was named has ended, no other one is in the namespace, and the
-path that was named is not it any more.
+path that was named is not it any more. If that path means another one within a minute, it is the guest's
+successor (``departed``).
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -28,6 +28,7 @@ from ambient.engine.rpc import AdminClient, Call
 from ambient.errors import AmbientError, ConfigError
 from ambient.fabric import guestbook, procfs, syscalls
 from ambient.fabric.daemons import note
+from ambient.fabric.departed import WaitingRoom, is_network
 from ambient.fabric.guests_plan import (
     Guest,
     Identity,
@@ -36,15 +37,13 @@ from ambient.fabric.guests_plan import (
     reachable,
     refuse_known,
 )
-from ambient.fabric.syscalls import MountFlag, Namespace
+from ambient.fabric.syscalls import MountFlag
 from ambient.redirect.backends import BACKEND_NAME, Backend
 from ambient.redirect.survey import survey
 from ambient.wire.xds import NodePod
 
 # How often guests are looked after; picked, not measured: reading one /proc/PID/stat each costs microseconds.
 WATCH_SECONDS = 1.0
-# linux/nsfs.h
-NS_GET_NSTYPE = 0xB703
 UNMOUNT_DETACHED = 2  # MNT_DETACH
 
 
@@ -69,6 +68,7 @@ class Guests:
     refusal: str = ""
     _known: dict[Identity, Guest] = field(default_factory=dict)
     _roots: dict[Identity, int] = field(default_factory=dict)
+    _departed: WaitingRoom = field(default_factory=WaitingRoom)
     _made: int = 0
     _turn: trio.Lock = field(default_factory=trio.Lock)
 
@@ -147,6 +147,7 @@ class Guests:
                 async with self._turn:
                     for guest in tuple(self._known.values()):
                         await self._look_after(guest)
+                    await self._welcome_successors()
         finally:
             for guest in self._known.values():
                 with suppress(OSError), self._entered(guest) as netns:
@@ -158,6 +159,11 @@ class Guests:
             with _noted(guest), self._entered(guest) as netns:
                 self.rules.remove(netns)
             self._release(guest)
+        self._departed.close()
+
+    def departed(self) -> list[dict[str, Any]]:
+        """Those that have vanished and are still waited for, for ``status``."""
+        return self._departed.told(trio.current_time())
 
     @contextmanager
     def _presented(self, call: Call) -> Iterator[tuple[int, int]]:
@@ -236,6 +242,7 @@ class Guests:
             "service_account": str(params.get("service_account") or "default"),
             "container": _program(guest.pid) or guest.name,
             "addresses": list(addresses),
+            "dataplane_mode": str(params.get("dataplane_mode") or ""),
             **_status(guest),
         }
 
@@ -278,13 +285,32 @@ class Guests:
         if pid == 0 and not self._is_bound(guest):
             note(f"guest {guest.namespace}/{guest.name}: its network namespace has vanished")
             with _noted(guest):
-                await self.control.call("dismiss", namespace=guest.namespace, name=guest.name, vanished=True)
+                last = await self.control.call(
+                    "dismiss", namespace=guest.namespace, name=guest.name, vanished=True
+                )
+                if guest.path:
+                    root = os.dup(self._roots[guest.identity])
+                    self._departed.expect(guest, root, last, trio.current_time())
             self._release(guest)
         elif pid != guest.pid:
             now = self._known[guest.identity] = replace(guest, pid=pid, started=procfs.start_ticks(pid))
             self._write_down()
             with _noted(guest):
                 await self.control.call("pod_status", uid=guest.uid, **_status(now))
+
+    async def _welcome_successors(self) -> None:
+        for each in self._departed.expected(trio.current_time()):
+            with each.successor() as netns:
+                if netns is None:
+                    each.reason = ""
+                    continue
+                if netns_identity(netns) not in self._known:
+                    try:
+                        await self._take_in(netns, each.root, each.params)
+                    except (AmbientError, OSError) as exc:
+                        each.reason = str(exc)  # It may have no address yet: asked again the next time.
+                        continue
+                self._departed.drop(each)
 
     def _write_down(self) -> None:
         """For ``clean``: rules of ours in namespaces that outlive a crashed mesh."""
@@ -327,11 +353,7 @@ def _two(fds: list[int]) -> tuple[int, int]:
 
 
 def _require_network(fd: int) -> None:
-    try:
-        kind = fcntl.ioctl(fd, NS_GET_NSTYPE)
-    except OSError:
-        kind = 0
-    if kind != Namespace.NET:
+    if not is_network(fd):
         raise ConfigError("that file is no network namespace")
 
 

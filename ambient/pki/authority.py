@@ -20,8 +20,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ambient.errors import ConfigError
 from ambient.model.identity import DEFAULT_TRUST_DOMAIN, SpiffeId
-from ambient.pki.request import check_request
-from ambient.pki.svid import new_key
+from ambient.pki.request_check import check_request
 
 # Istio's SECRET_TTL.
 LEAF_LIFETIME_SECONDS = 24 * 3600.0
@@ -49,7 +48,7 @@ class Authority:
 
     def __init__(self, now: float, trust_domain: str = DEFAULT_TRUST_DOMAIN) -> None:
         self.trust_domain = trust_domain
-        self._key = new_key()
+        self._key = ec.generate_private_key(ec.SECP256R1())
         self._root = _self_signed(self._key, trust_domain, now)
         self.root = self._root.public_bytes(Encoding.DER)
 

@@ -1,62 +1,48 @@
-"""Certificate signing requests: asking for an SVID, and checking who asks for what.
+"""What is asked of an issuer: a fresh key, and the request (CSR) that has it certified.
 
-Floor 1: bytes and values. A request proves that whoever made it holds the key; that the caller *may*
-have the identity is the issuer's decision (``ambient.control.issuer``).
-
-Source: ztunnel's requests (empty subject, one critical URI SAN, P-256), reference/ztunnel.md section 5.
+Floor 1. Source: RFC 2986, RFC 2985 section 5.4.2, RFC 5280 section 4.2.1.6; SPIFFE X509-SVID 1.0 section 4.
 """
 
 from __future__ import annotations
 
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding
-
-from ambient.errors import ConfigError, RemoteProtocolError
 from ambient.model.identity import SpiffeId
+from ambient.pki import der
+from ambient.pki.der import encode
+from ambient.pki.key import PrivateKey
+
+try:
+    from ambient.pki.libcrypto import generate
+except ImportError:
+    # An interpreter that keeps its OpenSSL to itself: the same at the price of a second one.
+    from ambient.pki.generate import generate
+
+_VERSION = encode(der.INTEGER, b"\0")
+_NO_SUBJECT = encode(der.SEQUENCE)
+# ecdsa-with-SHA256, extensionRequest, subjectAltName.
+_ALGORITHM = encode(der.SEQUENCE, bytes.fromhex("06082a8648ce3d040302"))
+_EXTENSION_REQUEST = bytes.fromhex("06092a864886f70d01090e")
+_SUBJECT_NAMES = bytes.fromhex("0603551d11")
+_CRITICAL = encode(der.BOOLEAN, b"\xff")
+_URI = 0x86
 
 
-def make_request(identity: SpiffeId, key: ec.EllipticCurvePrivateKey) -> bytes:
-    """Return the DER request for *identity*, signed by *key*."""
-    names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(identity))])
-    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
-    return builder.add_extension(names, critical=True).sign(key, SHA256()).public_bytes(Encoding.DER)
+def new_request(identity: SpiffeId) -> tuple[PrivateKey, bytes]:
+    """A fresh P-256 key, and the DER request for *identity* that it has signed."""
+    asked = b""
+
+    def to_sign(pkcs8: bytes) -> bytes:
+        nonlocal asked
+        asked = _asked(identity, PrivateKey.read(pkcs8).public)
+        return asked
+
+    pkcs8, signature = generate(to_sign)
+    signed = encode(der.BIT_STRING, b"\0", signature)
+    return PrivateKey.read(pkcs8), encode(der.SEQUENCE, asked, _ALGORITHM, signed)
 
 
-def check_request(der: bytes, identity: SpiffeId) -> ec.EllipticCurvePublicKey:
-    """Return the key that *der* asks to be certified as *identity*.
-
-    Only the key is taken from a request; every other field of the certificate is the issuer's.
-
-    Raises:
-        RemoteProtocolError: not a request, not signed by its own key, not P-256, or not for exactly
-            *identity* and nothing else.
-    """
-    try:
-        request = x509.load_der_x509_csr(der)
-        valid = request.is_signature_valid
-        extensions = request.extensions
-        key = request.public_key()
-    except (ValueError, TypeError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as exc:
-        raise RemoteProtocolError(f"not a certificate request: {exc}") from exc
-    if not valid:
-        raise RemoteProtocolError("the request is not signed by the key it names")
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise RemoteProtocolError("only P-256 keys are certified here")
-    if (asked := _only_name(extensions)) != identity:
-        raise RemoteProtocolError(f"the request is for {asked}, not for {identity}")
-    return key
-
-
-def _only_name(extensions: x509.Extensions) -> SpiffeId:
-    try:
-        names = list(extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
-    except x509.ExtensionNotFound as exc:
-        raise RemoteProtocolError("the request names nobody") from exc
-    if len(names) != 1 or not isinstance(names[0], x509.UniformResourceIdentifier):
-        raise RemoteProtocolError("the request must have one URI name and no other")
-    try:
-        return SpiffeId.parse(names[0].value)
-    except ConfigError as exc:
-        raise RemoteProtocolError(str(exc)) from exc
+def _asked(identity: SpiffeId, public: bytes) -> bytes:
+    names = encode(der.SEQUENCE, encode(_URI, str(identity).encode("ascii")))
+    extension = encode(der.SEQUENCE, _SUBJECT_NAMES, _CRITICAL, encode(der.OCTET_STRING, names))
+    value = encode(der.SET, encode(der.SEQUENCE, extension))
+    attributes = encode(der.CONTEXT_0, encode(der.SEQUENCE, _EXTENSION_REQUEST, value))
+    return encode(der.SEQUENCE, _VERSION, _NO_SUBJECT, public, attributes)

@@ -11,81 +11,41 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Self
 
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
-from cryptography.x509.oid import ExtendedKeyUsageOID
-
 from ambient.errors import ConfigError, RemoteProtocolError
 from ambient.model.identity import SpiffeId
+from ambient.pki.certificate import CLIENT_USE, SERVER_USE, Certificate, read_certificate
+from ambient.pki.key import PrivateKey, armoured
 
-SERVER_USE, CLIENT_USE = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH
-
-
-def new_key() -> ec.EllipticCurvePrivateKey:
-    """Make a fresh P-256 key; it never leaves the process as a file."""
-    return ec.generate_private_key(ec.SECP256R1())
+__all__ = ["CLIENT_USE", "SERVER_USE", "X509Svid", "pem", "spiffe_id_of"]
 
 
-def spiffe_id_of(certificate_der: bytes, *, use: x509.ObjectIdentifier | None = None) -> SpiffeId:
+def spiffe_id_of(certificate_der: bytes, *, use: bytes | None = None) -> SpiffeId:
     """Read the one SPIFFE ID of a leaf certificate.
 
     Args:
-        use: What it must be good for; a certificate that names no use is good for none (X509-SVID 4.4).
+        use: What it must be good for, ``SERVER_USE`` or ``CLIENT_USE``; a certificate that names no use is
+            good for none (X509-SVID 4.4).
 
     Raises:
         RemoteProtocolError: no certificate, a CA's, one of another use, no or several URI SANs, or a URI that
             is not exactly a SPIFFE ID of Istio's shape (NUL and other odd bytes included).
     """
-    try:
-        certificate = x509.load_der_x509_certificate(certificate_der)
-        extensions = certificate.extensions
-    except (ValueError, TypeError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as exc:
-        raise RemoteProtocolError(f"not a certificate: {exc}") from exc
-    _require_leaf(extensions)
-    if use is not None:
-        _require_use(extensions, use)
-    if not certificate.subject.rdns and not _names_are_critical(extensions):
-        raise RemoteProtocolError(
-            "no subject, and its alternative names are not critical"
-        )  # RFC 5280 4.2.1.6
-    return _single_identity(extensions)
+    return _identity(read_certificate(certificate_der), use)
 
 
-def _require_leaf(extensions: x509.Extensions) -> None:
-    for extension in extensions:
-        match extension.value:
-            case x509.BasicConstraints(ca=True):
-                raise RemoteProtocolError("a CA certificate is no workload's certificate")
-            case x509.KeyUsage(key_cert_sign=True):
-                raise RemoteProtocolError("a certificate that may sign others is no workload's")
-            case _:
-                pass
-
-
-def _require_use(extensions: x509.Extensions, use: x509.ObjectIdentifier) -> None:
-    try:
-        uses = extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    except x509.ExtensionNotFound as exc:
-        raise RemoteProtocolError("no extended key usage") from exc
-    if use not in uses:
+def _identity(certificate: Certificate, use: bytes | None = None) -> SpiffeId:
+    if certificate.is_authority:
+        raise RemoteProtocolError("a certificate that may sign others (a CA certificate) is no workload's")
+    if use is not None and certificate.uses is None:
+        raise RemoteProtocolError("no extended key usage")
+    if use is not None and use not in (certificate.uses or ()):
         raise RemoteProtocolError("its extended key usage is another")
-
-
-def _names_are_critical(extensions: x509.Extensions) -> bool:
-    try:
-        return extensions.get_extension_for_class(x509.SubjectAlternativeName).critical
-    except x509.ExtensionNotFound:
-        return True  # That there are none is told by whoever looks for them.
-
-
-def _single_identity(extensions: x509.Extensions) -> SpiffeId:
-    """The SPIFFE ID of the subject alternative names of a certificate or a request."""
-    try:
-        names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
-    except x509.ExtensionNotFound as exc:
-        raise RemoteProtocolError("no subject alternative name") from exc
+    if not certificate.has_subject and not certificate.names_are_critical:
+        # RFC 5280 4.2.1.6.
+        raise RemoteProtocolError("no subject, and its alternative names are not critical")
+    uris = certificate.uris
+    if uris is None:
+        raise RemoteProtocolError("no subject alternative name")
     if len(uris) != 1:
         raise RemoteProtocolError(f"{len(uris)} URI names, must be exactly one")
     try:
@@ -106,13 +66,13 @@ class X509Svid:
     roots: tuple[bytes, ...] = field(repr=False)
     not_before: float
     not_after: float
-    key: ec.EllipticCurvePrivateKey = field(repr=False, compare=False)
+    key: PrivateKey = field(repr=False, compare=False)
 
     @classmethod
     def assemble(
         cls,
         identity: SpiffeId,
-        key: ec.EllipticCurvePrivateKey,
+        key: PrivateKey,
         chain: tuple[bytes, ...],
         roots: tuple[bytes, ...],
     ) -> Self:
@@ -123,17 +83,17 @@ class X509Svid:
         """
         if not chain or not roots:
             raise RemoteProtocolError("the issuer answered without a chain or without roots")
-        if (named := spiffe_id_of(chain[0])) != identity:
+        leaf = read_certificate(chain[0])
+        if (named := _identity(leaf)) != identity:
             raise RemoteProtocolError(f"the issuer answered for {named}, asked was {identity}")
-        leaf = x509.load_der_x509_certificate(chain[0])
-        if _public_bytes(leaf.public_key()) != _public_bytes(key.public_key()):
+        if leaf.public_key != key.public:
             raise RemoteProtocolError(f"the certificate for {identity} is of another key")
         return cls(
             identity=identity,
             chain=chain,
             roots=roots,
-            not_before=leaf.not_valid_before_utc.timestamp(),
-            not_after=leaf.not_valid_after_utc.timestamp(),
+            not_before=leaf.not_before,
+            not_after=leaf.not_after,
             key=key,
         )
 
@@ -147,16 +107,9 @@ class X509Svid:
 
     def key_pem(self) -> bytes:
         """The key as unencrypted PKCS 8 PEM: for a TLS context's memory file, nothing else."""
-        return self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        return self.key.pem()
 
 
 def pem(certificates: tuple[bytes, ...]) -> bytes:
     """DER certificates as concatenated PEM."""
-    loaded = (x509.load_der_x509_certificate(der) for der in certificates)
-    return b"".join(certificate.public_bytes(Encoding.PEM) for certificate in loaded)
-
-
-def _public_bytes(key: object) -> bytes:
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise RemoteProtocolError("not an elliptic curve key")
-    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return b"".join(armoured(b"CERTIFICATE", each) for each in certificates)

@@ -387,6 +387,7 @@ class PodKeeper:
             self._report(existing=self.existing)
 
     async def _release(self, started: float) -> None:
+        self.existing = Existing()  # Nobody would notice their end any more.
         try:
             self._home.open(self.pod)
             await self._home.drain()

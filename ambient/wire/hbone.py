@@ -63,6 +63,12 @@ class HboneConnection(StreamTable):
         closing: A GOAWAY was sent or received: no new streams.
     """
 
+    __slots__ = (
+        "_block", "_block_flags", "_continuations", "_decoder", "_goodbye_due", "_last_peer_id", "_pings",
+        "_priorities", "_refuse_above", "_settings_rate", "_settled", "closing", "peer_max_frame",
+        "peer_max_streams",
+    )  # fmt: skip
+
     def __init__(self, *, windows: WindowBudget | None = None, stream_type: type[Stream] = Stream) -> None:
         super().__init__(windows, stream_type)
         self.peer_max_frame = f.DEFAULT_MAX_FRAME
@@ -293,7 +299,8 @@ class HboneConnection(StreamTable):
             return
         if len(payload) % f.SETTING.size:
             raise HboneError(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS of a broken length")
-        if not self._settings_rate.spend(self._now):
+        many = len(payload) > budget.SETTINGS_PER_FRAME * f.SETTING.size
+        if many or not self._settings_rate.spend(self._now):
             raise HboneError(ErrorCode.ENHANCE_YOUR_CALM, "flood of SETTINGS")
         if not self._settled and not self._serving:
             self.peer_max_streams = f.MAX_STREAM_ID

@@ -20,6 +20,8 @@ from ambient.wire.hbone_frames import ErrorCode
 class HboneClient(HboneConnection):
     """A connection on which we open the streams."""
 
+    __slots__ = ("_answer_block", "_last_answer", "_next_id")
+
     _serving = False
 
     def __init__(self, *, windows: WindowBudget | None = None, stream_type: type[Stream] = Stream) -> None:

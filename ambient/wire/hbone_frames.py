@@ -12,8 +12,10 @@ from enum import IntEnum
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 FRAME_HEADER_BYTES = 9
-# length (24 bits, as high 16 and low 8), type, flags, stream; RFC 9113 4.1.
-FRAME_HEADER = struct.Struct(">HBBBL")
+# length (24 bits) and type (8) as one number, flags, stream; RFC 9113 4.1.
+FRAME_HEADER = struct.Struct(">LBL")
+# The same of DATA without flags, written in place: (buffer, offset, length << 8, stream).
+pack_data_header = struct.Struct(">LxL").pack_into
 UINT32 = struct.Struct(">L")
 SETTING = struct.Struct(">HL")
 
@@ -60,8 +62,7 @@ class ErrorCode(IntEnum):
 
 def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
     """One whole frame."""
-    size = len(payload)
-    return FRAME_HEADER.pack(size >> 8, size & 0xFF, kind, flags, stream_id) + payload
+    return FRAME_HEADER.pack(len(payload) << 8 | kind, flags, stream_id) + payload
 
 
 def settings(values: Iterable[tuple[int, int]]) -> bytes:
@@ -82,8 +83,3 @@ def rst_stream(stream_id: int, code: int) -> bytes:
 def goaway(last_stream_id: int, code: int, debug: bytes = b"") -> bytes:
     """A GOAWAY frame."""
     return frame(GOAWAY, 0, 0, UINT32.pack(last_stream_id) + UINT32.pack(code) + debug)
-
-
-def pack_data_header(buffer: bytearray | memoryview, offset: int, stream_id: int, size: int) -> None:
-    """Write the nine bytes before *size* bytes of DATA into *buffer* at *offset*."""
-    FRAME_HEADER.pack_into(buffer, offset, size >> 8, size & 0xFF, DATA, 0, stream_id)

@@ -23,6 +23,8 @@ MAX_SERVER_STREAMS = 200
 class HboneServer(HboneConnection):
     """A connection whose peer opens the streams."""
 
+    __slots__ = ("_max_streams", "_requests", "_streams_seen")
+
     _serving = True
 
     def __init__(

@@ -54,6 +54,11 @@ class FrameSplitter(ABC):
         message_end: Where what ``take_message`` took ends.
     """
 
+    __slots__ = (
+        "_batch", "_broken", "_current", "_ending", "_events", "_left", "_pad_unknown", "_padding",
+        "_preface", "_stash", "_wanted", "message_end",
+    )  # fmt: skip
+
     def __init__(self, *, preface: bool) -> None:
         self._preface = f.PREFACE if preface else b""
         self._stash = bytearray()  # The beginning of a header, or of a frame to be gathered.
@@ -82,8 +87,8 @@ class FrameSplitter(ABC):
                 self._stash += data[position:]
                 return
             else:
-                high, low, kind, flags, stream_id = unpack_header(data, position)
-                size = high << 8 | low
+                size_and_kind, flags, stream_id = unpack_header(data, position)
+                size, kind = size_and_kind >> 8, size_and_kind & 0xFF
                 if (
                     not kind
                     and flags <= f.END_STREAM
@@ -110,7 +115,9 @@ class FrameSplitter(ABC):
                     and flags == f.END_HEADERS
                     and size <= MAX_USUAL_BLOCK_BYTES
                     and 9 + size <= end - position
-                    and self._usual_headers(stream_id, bytes(data[position + 9 : position + 9 + size]))
+                    and self._usual_headers(
+                        stream_id & _STREAM_MASK, bytes(data[position + 9 : position + 9 + size])
+                    )
                 ):
                     position += 9 + size
                 elif self._starts(kind, flags, stream_id & _STREAM_MASK, size):
@@ -134,9 +141,9 @@ class FrameSplitter(ABC):
         left = len(data) - position
         if left < 9 or self._left or self._wanted or self._preface or self._broken:
             return None
-        high, low, kind, flags, stream_id = unpack_header(data, position)
-        size = high << 8 | low
-        if kind or flags > f.END_STREAM or size > MAX_MESSAGE_BYTES or size + 9 > left:
+        size_and_kind, flags, stream_id = unpack_header(data, position)
+        size = size_and_kind >> 8
+        if size_and_kind & 0xFF or flags > f.END_STREAM or size > MAX_MESSAGE_BYTES or size + 9 > left:
             return None
         self.message_end = position + 9 + size
         if not flags:
@@ -191,9 +198,9 @@ class FrameSplitter(ABC):
         stash += data[position:stop]
         if len(stash) < self._wanted:
             return stop
-        high, low, kind, flags, stream_id = unpack_header(stash)
+        size_and_kind, flags, stream_id = unpack_header(stash)
+        size, kind = size_and_kind >> 8, size_and_kind & 0xFF
         stream_id &= _STREAM_MASK
-        size = high << 8 | low
         if self._wanted == 9:
             if self._starts(kind, flags, stream_id, size):
                 self._drop_stash()

@@ -47,6 +47,12 @@ class StreamTable(FrameSplitter):
         output: What ``take_output`` will give; only to be looked at.
     """
 
+    __slots__ = (
+        "_block_stream", "_empty_data", "_ignored", "_leftovers", "_now", "_premature", "_receive_window",
+        "_resets", "_stream_type", "_updates", "_windows", "data_bytes_sent", "data_frames_sent", "output",
+        "peer_first_window", "send_window", "streams",
+    )  # fmt: skip
+
     # Which side of the CONNECT we are.
     _serving: ClassVar[bool]
 

@@ -9,13 +9,36 @@ Source: RFC 7541 sections 5.1, 5.2, 6.1 and 6.2, appendix A.
 
 from __future__ import annotations
 
-from hpack.table import HeaderTable
-
 RawHeaders = list[tuple[bytes, bytes]]
 
-_STATIC: tuple[tuple[bytes, bytes], ...] = tuple(HeaderTable.STATIC_TABLE)
+# The static table's names from index 1 on, and the values of those that have one.
+_NAMES = """
+    :authority :method :method :path :path :scheme :scheme :status :status :status :status :status
+    :status :status accept-charset accept-encoding accept-language accept-ranges accept
+    access-control-allow-origin age allow authorization cache-control content-disposition
+    content-encoding content-language content-length content-location content-range content-type cookie
+    date etag expect expires from host if-match if-modified-since if-none-match if-range
+    if-unmodified-since last-modified link location max-forwards proxy-authenticate proxy-authorization
+    range referer refresh retry-after server set-cookie strict-transport-security transfer-encoding
+    user-agent vary via www-authenticate
+"""
+_VALUES = {
+    2: "GET",
+    3: "POST",
+    4: "/",
+    5: "/index.html",
+    6: "http",
+    7: "https",
+    **dict(zip(range(8, 15), ("200", "204", "206", "304", "400", "404", "500"), strict=True)),
+    16: "gzip, deflate",
+}
+_STATIC: tuple[tuple[bytes, bytes], ...] = tuple(
+    (name.encode(), _VALUES.get(index, "").encode()) for index, name in enumerate(_NAMES.split(), 1)
+)
 # A block of ours has six; more is not the usual case.
 MAX_FIELDS = 16
+# With those of a byte each: a list of 16 KiB, in which each counts 32 bytes at least, has no more.
+MAX_ALL_FIELDS = 512
 
 
 def read_literals(block: bytes, ends: list[int] | None = None) -> RawHeaders | None:
@@ -30,7 +53,7 @@ def read_literals(block: bytes, ends: list[int] | None = None) -> RawHeaders | N
         first = block[position]
         position += 1
         if first & 0x80:  # 6.1: indexed.
-            if not 0x81 <= first <= 0xBD:
+            if not 0x81 <= first <= 0xBD or len(found) >= MAX_ALL_FIELDS:
                 return None
             found.append(_STATIC[first - 0x81])
             if ends is not None:

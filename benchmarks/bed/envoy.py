@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 
 from ambient.model.identity import SpiffeId
 from ambient.pki.authority import Authority
-from ambient.pki.request import make_request
-from ambient.pki.svid import X509Svid, new_key, pem
+from ambient.pki.request import new_request
+from ambient.pki.svid import X509Svid, pem
 from benchmarks.bed import mesh
 
 Json: TypeAlias = dict[str, Any]
@@ -115,8 +115,9 @@ def _access_log(path: Path) -> Json:
 
 
 def _tls(folder: Path, authority: Authority, kind: str, side: str, peer: str, **more: Any) -> Json:
-    identity, key = SpiffeId("cluster.local", mesh.NAMESPACE, side), new_key()
-    issued = authority.issue(make_request(identity, key), identity, time.time())
+    identity = SpiffeId("cluster.local", mesh.NAMESPACE, side)
+    key, request = new_request(identity)
+    issued = authority.issue(request, identity, time.time())
     svid = X509Svid.assemble(identity, key, issued.chain, issued.roots)
     for suffix, data in ((".pem", pem(svid.chain)), (".key", svid.key_pem()), (".ca", pem(svid.roots))):
         (folder / f"{side}{suffix}").write_bytes(data)

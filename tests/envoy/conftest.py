@@ -20,8 +20,8 @@ from ambient.engine.reactor import Reactor
 from ambient.engine.tls import Svid
 from ambient.model.identity import SpiffeId
 from ambient.pki.authority import Authority
-from ambient.pki.request import make_request
-from ambient.pki.svid import X509Svid, new_key, pem
+from ambient.pki.request import new_request
+from ambient.pki.svid import X509Svid, pem
 
 PATIENCE = 30.0
 CLIENT = SpiffeId("cluster.local", "shop", "web")
@@ -37,8 +37,8 @@ class Mint:
         self.authority = Authority(time.time())
 
     def svid(self, identity: SpiffeId) -> Svid:
-        key = new_key()
-        issued = self.authority.issue(make_request(identity, key), identity, time.time())
+        key, request = new_request(identity)
+        issued = self.authority.issue(request, identity, time.time())
         made = X509Svid.assemble(identity, key, issued.chain, issued.roots)
         return Svid(identity, made.chain, made.key_pem(), made.roots, made.not_before, made.not_after)
 

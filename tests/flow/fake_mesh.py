@@ -24,8 +24,8 @@ from ambient.model.identity import SpiffeId
 from ambient.model.manifest import parse_manifests
 from ambient.model.mesh import Mesh
 from ambient.model.workload import Protocol
-from ambient.pki.request import make_request
-from ambient.pki.svid import X509Svid, new_key
+from ambient.pki.request import new_request
+from ambient.pki.svid import X509Svid
 from ambient.wire.xds import (
     CertificateRefused,
     Certified,
@@ -128,8 +128,8 @@ class FakeDaemon:
 
     async def ask(self, identity: SpiffeId, number: int = 1) -> X509Svid | str:
         """Ask for a certificate; return it, or why not."""
-        key = new_key()
-        await self.send(self.end.csr(number, identity, make_request(identity, key)))
+        key, request = new_request(identity)
+        await self.send(self.end.csr(number, identity, request))
         with trio.fail_after(WAIT_SECONDS):
             await self._news.until(lambda: number in self.answers)
         answer = self.answers.pop(number)

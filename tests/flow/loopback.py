@@ -29,8 +29,8 @@ from ambient.model.record import AccessRecord
 from ambient.model.service import Service, ServicePort
 from ambient.model.workload import Protocol, Workload
 from ambient.pki.authority import Authority
-from ambient.pki.request import make_request
-from ambient.pki.svid import X509Svid, new_key
+from ambient.pki.request import new_request
+from ambient.pki.svid import X509Svid
 from ambient.wire.zds import WorkloadInfo
 from ztunnel.journal import Journal
 from ztunnel.metrics import Series, TcpMetrics
@@ -122,8 +122,9 @@ class TestSvids:
 
     def renew(self, identity: SpiffeId) -> None:
         """A new key and certificate, for connections from now on."""
-        key, now = new_key(), time.time()
-        issued = self.authority.issue(make_request(identity, key), identity, now)
+        key, request = new_request(identity)
+        now = time.time()
+        issued = self.authority.issue(request, identity, now)
         made = X509Svid.assemble(identity, key, issued.chain, issued.roots)
         self._svids[identity] = Svid(
             identity, made.chain, made.key_pem(), made.roots, made.not_before, made.not_after

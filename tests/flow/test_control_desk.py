@@ -188,8 +188,9 @@ async def test_deleting_a_pod_of_a_deployment_starts_it_anew() -> None:
 
         assert again is not None
         assert again.uid == f"{pod.uid[:-2]}#2"
-        with pytest.raises(ConfigError, match="does not exist"):
+        with pytest.raises(RpcError, match="does not exist in namespace 'shop'; see: ambient") as caught:
             await mesh.desk.call("delete", objects=[body])
+        assert caught.value.code == 1
 
 
 async def test_status_and_dump_tell_the_whole_story() -> None:

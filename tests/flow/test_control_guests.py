@@ -62,6 +62,20 @@ async def test_a_vanished_guest_leaves_every_list() -> None:
         await mesh.until(lambda: not mesh.ztunnel("node-1").protocols())
 
 
+async def test_a_vanished_guest_is_told_of_so_that_its_successor_is_like_it() -> None:
+    """Node, account and what was asked of it: its successor is enrolled, or opted out, without a word."""
+    async with fake_mesh() as mesh:
+        await welcome(mesh)
+        await mesh.enroll("default/nginx-71")
+
+        last = await mesh.fabric.client.call("dismiss", namespace="default", name="nginx-71", vanished=True)
+        await mesh.until(lambda: not mesh.cluster.pods())
+        await welcome(mesh, **last, netns="/guests/2")
+
+        assert last == {"node": "node-2", "service_account": "front", "dataplane_mode": "ambient"}
+        await mesh.until(lambda: mesh.ztunnel("node-1").protocols() == {"nginx-71": Protocol.HBONE})
+
+
 async def test_a_dismissed_guest_goes_when_it_has_left_the_mesh() -> None:
     """Its proxied connections end first: forgetting it would cut them."""
     async with fake_mesh() as mesh:

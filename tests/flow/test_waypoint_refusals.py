@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 import trio
 
+from ambient.engine import door as door_of_all
 from ambient.wire import hbone_frames as f
 from tests.flow.l7_mesh import L7Mesh, in_l7_mesh
 from tests.flow.loopback import until
 from tests.flow.test_waypoint_path import WAYPOINT
 from tests.hostile.forge import Signer
-from tests.hostile.peers import Door, client_context
-from waypoint import gateway
+from tests.hostile.peers import Door, Frame, Wire, client_context
 
 GET = b"\x82\x84\x86\x41\x01a"  # RFC 7541: GET / http, :authority a.
 
@@ -110,14 +110,14 @@ async def test_one_identity_holds_so_many_tunnels_and_no_more(mesh: L7Mesh) -> N
 
     [line] = await mesh.logged(1)
     assert "over 1 connections of spiffe://" in line
-    await until(lambda: not mesh.gateways[0]._sources)
+    await until(lambda: not mesh.gateways[0]._door.known)
 
 
 @in_l7_mesh
 async def test_a_crowd_without_an_identity_is_refused(mesh: L7Mesh) -> None:
     """Handshakes that never end cost memory: there is a bound, and it gives way when they end."""
     door = await waypoint_door(mesh)
-    before, gateway.MAX_HANDSHAKES = gateway.MAX_HANDSHAKES, 1
+    before, door_of_all.MAX_HANDSHAKES = door_of_all.MAX_HANDSHAKES, 1
     try:
 
         def crowd() -> None:
@@ -127,6 +127,23 @@ async def test_a_crowd_without_an_identity_is_refused(mesh: L7Mesh) -> None:
         await trio.to_thread.run_sync(crowd)
         lines = await mesh.logged(2)
     finally:
-        gateway.MAX_HANDSHAKES = before
+        door_of_all.MAX_HANDSHAKES = before
     assert sum("over 1 connections without an identity" in line for line in lines) == 1
-    await until(lambda: not mesh.gateways[0]._waiting)
+    await until(lambda: not mesh.gateways[0]._door.unknown)
+
+
+@in_l7_mesh
+async def test_who_knocked_before_the_drain_is_told_of_it(mesh: L7Mesh) -> None:
+    """A handshake may end after everybody else was told: without a GOAWAY its tunnel would hold that up."""
+    door, gateway = await waypoint_door(mesh), mesh.gateways[0]
+    with await trio.to_thread.run_sync(door.knock) as sock:
+        await until(lambda: gateway._door.unknown == 1)
+        gateway.drain()
+        await trio.sleep(2 * door_of_all.GOAWAY_DELAY)
+
+        def late() -> Frame:
+            with client_context(door.svid).wrap_socket(sock) as tls, Wire(tls) as wire:
+                wire.send(f.PREFACE, f.settings(()))
+                return wire.until(lambda frame: frame[0] == f.GOAWAY)
+
+        assert await trio.to_thread.run_sync(late)

@@ -9,6 +9,7 @@ from contextlib import suppress
 import pytest
 import trio
 
+from ambient.engine import door as door_of_all
 from ambient.engine.channel import NullReceiver
 from ambient.engine.dial import dial_socket
 from ambient.engine.tls import TlsChannel, connect_tls
@@ -17,7 +18,6 @@ from ambient.model.mesh import Change
 from ambient.model.record import AccessRecord, Direction, Flag
 from ambient.model.workload import Workload
 from tests.flow.loopback import LoopbackMesh, application, echo, expect_reset, fresh_ip, in_mesh, until
-from ztunnel import workload_proxy
 from ztunnel.inbound import InboundStream
 from ztunnel.network import Address, Cancellable, OnDialled
 
@@ -207,7 +207,7 @@ async def test_unproven_connections_are_bounded(mesh: LoopbackMesh) -> None:
     api = mesh.workload("api")
     await mesh.enroll(api)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workload_proxy, "MAX_HANDSHAKES", 3)
+        patch.setattr(door_of_all, "MAX_HANDSHAKES", 3)
         door = (api.addresses[0], 15008)
         silent = [await mesh._captured(fresh_ip(), door, door) for _ in range(3)]
         await until(lambda: mesh.proxies.all()[0].statistics().connections == 3)

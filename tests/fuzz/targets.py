@@ -12,6 +12,7 @@ from contextlib import suppress
 from ambient.engine.pages import Answer, Query, Routes, encode_head, find
 from ambient.errors import ConfigError, RemoteProtocolError
 from ambient.model.address import canonical, format_hostport, parse_hostport
+from ambient.pki.svid import CLIENT_USE, SERVER_USE, spiffe_id_of
 from ambient.wire import zds
 from ambient.wire.hbone_client import HboneClient
 from ambient.wire.hbone_events import DataReceived, RequestReceived
@@ -88,9 +89,17 @@ def admin(data: bytes) -> None:
             assert found.route(found.query)
 
 
+def certificate(data: bytes) -> None:
+    """A peer's leaf: who it is, if anybody, stands in it."""
+    with suppress(RemoteProtocolError):
+        for use in (None, SERVER_USE, CLIENT_USE):
+            assert str(spiffe_id_of(data, use=use)).encode() in data
+
+
 TARGETS: Mapping[str, Callable[[bytes], None]] = {
     "hbone": hbone,
     "authority": authority,
     "zds": zds_packets,
     "admin": admin,
+    "certificate": certificate,
 }

@@ -150,9 +150,9 @@ class Wire:
         header = self._take(9)
         if header is None:
             return None
-        high, low, kind, flags, stream = f.FRAME_HEADER.unpack(header)
-        payload = self._take(high << 8 | low)
-        return None if payload is None else (kind, flags, stream & f.MAX_STREAM_ID, payload)
+        size_and_kind, flags, stream = f.FRAME_HEADER.unpack(header)
+        payload = self._take(size_and_kind >> 8)
+        return None if payload is None else (size_and_kind & 0xFF, flags, stream & f.MAX_STREAM_ID, payload)
 
     def _take(self, size: int) -> bytes | None:
         while len(self._buffer) < size:

@@ -496,7 +496,7 @@ CASES = [
     Case("H24", "stream", beyond_window, "FLOW_CONTROL_ERROR|closed by the source", limits=Limits(dial=60),
          prepare=blackhole),
     Case("H24", "one-huge-frame", on_open_stream(
-        f.FRAME_HEADER.pack(2**20 >> 8, 0, f.DATA, 0, 1) + bytes(2**20), code=E.FLOW_CONTROL_ERROR),
+        f.FRAME_HEADER.pack(2**20 << 8 | f.DATA, 0, 1) + bytes(2**20), code=E.FLOW_CONTROL_ERROR),
         "FLOW_CONTROL_ERROR"),
     Case("H25", "stream-0", dies(f.frame(f.DATA, 0, 0, b"x"), code=E.PROTOCOL_ERROR), "DATA on stream 0"),
     Case("H25", "idle", dies(f.frame(f.DATA, 0, 5, b"x"), code=E.PROTOCOL_ERROR), "DATA on idle stream"),
@@ -507,7 +507,7 @@ CASES = [
          "STREAM_CLOSED: HEADERS on closed stream 3", others=True),
     Case("H26", "stream-0", dies(block(FIRST, stream=0), code=E.PROTOCOL_ERROR), "HEADERS on stream 0"),
     Case("H26", "exhausted", last_stream_id, None, app_bytes=b"last"),
-    Case("H27", "too-large", dies(f.FRAME_HEADER.pack(0xFFFF, 0xFF, f.DATA, 0, 1), code=E.FRAME_SIZE_ERROR),
+    Case("H27", "too-large", dies(f.FRAME_HEADER.pack(0xFFFFFF << 8 | f.DATA, 0, 1), code=E.FRAME_SIZE_ERROR),
          "FRAME_SIZE_ERROR"),
     Case("H27", "short-ping", dies(f.frame(f.PING, 0, 0, bytes(7)), code=E.FRAME_SIZE_ERROR), "not 8"),
     Case("H27", "some-unknown", unknown_types, None),

@@ -383,6 +383,21 @@ async def test_connections_older_than_the_enrollment_are_counted_until_they_end(
 
 
 @in_namespaces
+async def test_whoever_has_left_the_mesh_has_no_connections_past_it(tmp_path: Path) -> None:
+    """Nothing of the pod is captured any more, so nothing goes past; and nobody would notice their end."""
+    async with scene(tmp_path) as it:
+        with it.peer.listen(80) as listener, it.pod.connect(it.peer.ip, 80), listener.accept()[0]:
+            control, _ = await it.start_agent(PERMISSIVE), await it.start_ztunnel()
+            await control.name(it.wanted)
+            assert (await control.report(1)).established_kept == 1
+            await wait_for(lambda: control.plaintext() == {"web": 1})
+
+            await control.name(it.unwanted)
+
+            await wait_for(lambda: control.plaintext() == {})
+
+
+@in_namespaces
 async def test_a_new_agent_finds_the_older_connections_again(tmp_path: Path) -> None:
     """From the kernel: whatever is open and has no proxy at its other end."""
     async with scene(tmp_path) as it:

@@ -304,6 +304,41 @@ def test_a_stranger_that_vanishes_is_forgotten(tmp_path: Path, monkeypatch: pyte
         assert backend.standing(place.hosts["client"].netns) is Standing.NONE
 
 
+def test_whoever_takes_the_place_of_a_stranger_is_enrolled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A namespace is deleted and made anew under its name: the mesh was told of the name."""
+    run_dir = tmp_path / "run"
+    with strangers(run_dir, monkeypatch, "client", "near") as (place, stack):
+        gone, new = place.hosts["near"], make_netns(POD_SYSCTLS)
+        stack.callback(os.close, new)
+        before = place.mesh.pods()["near"]["status"]["ambient"]["uid"]
+
+        nothing = os.open("/dev/null", os.O_RDONLY)
+        os.dup2(nothing, gone.netns)
+        os.close(nothing)
+        wait_until(lambda: place.mesh.status()["departed"], "the vanished guest to be missed")
+        (missed,) = place.mesh.status()["departed"]
+        assert (missed["namespace"], missed["name"]) == ("test", "near")
+        assert "no other has taken its place" in missed["reason"]
+
+        os.dup2(new, gone.netns)
+        wait_until(
+            lambda: "it has no address" in place.mesh.status()["departed"][0]["reason"],
+            "its place to be taken",
+        )
+        with NetlinkSocket(new) as nl:
+            nl.add_veth("a", "b")
+            nl.set_up("a")
+            nl.add_address("a", "192.0.2.77/32")
+
+        wait_until(lambda: backend.standing(new) is Standing.CAPTURED, "the successor to be enrolled")
+        wait_until(lambda: place.mesh.status()["departed"] == [], "nobody to be missed any more")
+        found = place.mesh.pods()["near"]["status"]
+        assert found["podIP"] == "192.0.2.77"
+        assert found["ambient"]["uid"] != before
+
+
 def test_a_stranger_outlives_the_loss_of_the_run_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,7 +81,7 @@ class Oracle:
         while sent < len(data) and (room := self.ours.sendable(stream)) > 0:
             size = min(room, self.ours.peer_max_frame, len(data) - sent)
             header = bytearray(9)
-            f.pack_data_header(header, 0, stream.stream_id, size)
+            f.pack_data_header(header, 0, size << 8, stream.stream_id)
             out += header + data[sent : sent + size]
             self.ours.sent(stream, size)
             sent += size

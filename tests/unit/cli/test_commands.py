@@ -255,6 +255,16 @@ def test_a_sidecar_switch_says_how_many_restarts(mesh: FakeMesh, capsys: pytest.
     assert "7 pods were restarted" in captured.err
 
 
+def test_a_dry_run_restarts_nobody(mesh: FakeMesh, capsys: pytest.CaptureFixture[str]) -> None:
+    """It says how many it would."""
+    mesh.answers["enroll"] = {**ENROLLED, "restarts": 7, "dry_run": True}
+
+    assert run(["enroll", "ns/shop", "--mode", "sidecar", "--dry-run"]) == 0
+    captured = capsys.readouterr()
+    assert "7 restarts" in captured.out
+    assert captured.err == "Dry run: nothing was changed.\n"
+
+
 @pytest.mark.parametrize("target", ["shop", "svc/web", "tree/shop", "namespace/"])
 def test_enroll_what_cannot_be_enrolled_is_a_usage_error(
     mesh: FakeMesh, capsys: pytest.CaptureFixture[str], target: str
@@ -430,6 +440,46 @@ def test_status_shows_components_and_counts(mesh: FakeMesh, capsys: pytest.Captu
     shop = document["enrolled"][1]
     assert (shop["namespace"], shop["pods"], shop["ambient"], shop["sidecar"]) == ("shop", 1, 1, 0)
     assert not document["troubled"]
+
+
+def test_status_names_who_could_not_be_enrolled(mesh: FakeMesh, capsys: pytest.CaptureFixture[str]) -> None:
+    """Never outside in silence: 2 of 3 says neither who nor why."""
+    state = {"mode": "ambient", "enrolled": False, "state": "failed", "reason": "port 15001 is taken by nc"}
+    failed = {**POD, "status": {**POD["status"], "ambient": state}}
+    mesh.answers["get"] = [failed, OTHER]
+
+    assert run(["status"]) == 0
+    (row,) = [line for line in said(capsys).splitlines() if line.startswith("shop/client")]
+    assert row.split(maxsplit=4) == ["shop/client", "failed", "<none>", "<none>", state["reason"]]
+
+
+def test_status_names_guests_that_have_vanished(mesh: FakeMesh, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are no pods any more, and somebody thinks that they are in the mesh."""
+    gone = {"namespace": "shop", "name": "web", "path": "/run/netns/web", "reason": "it has vanished"}
+    mesh.answers["status"] = {**ANSWERS["status"], "departed": [gone]}
+
+    assert run(["status"]) == 0
+    (row,) = [line for line in said(capsys).splitlines() if line.startswith("shop/web")]
+    assert row.split(maxsplit=2) == ["shop/web", "/run/netns/web", "it has vanished"]
+
+
+def test_status_shows_what_runs_without_control(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The proxies go on; whoever is told that there is no mesh would start a second one, in vain."""
+    monkeypatch.setenv("AMBIENT_RUN_DIR", str(tmp_path / "run"))
+    with fake_mesh(tmp_path / "run", dict(ANSWERS)):
+        (tmp_path / "run" / "control.sock").rename(tmp_path / "away")
+        assert run(["status"]) == 69
+        captured = capsys.readouterr()
+        assert run(["get", "pods"]) == 69
+        again = capsys.readouterr().err
+        (tmp_path / "away").rename(tmp_path / "run" / "control.sock")
+
+    assert captured.out.startswith("Mesh: netns")
+    assert captured.err == again
+    assert "the control plane is gone" in again
+    assert "ambient down" in again
 
 
 def test_logs_finds_the_file(mesh: FakeMesh, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,18 @@ def test_wrong_usage_is_2_on_one_line(argv: list[str], capsys: pytest.CaptureFix
 
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith("--help")
+    assert ".;" not in line
+
+
+def test_a_reader_who_has_seen_enough_is_no_failure() -> None:
+    """As in ``ambient ... | head``: nothing is said, and the code is a shell's for it."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "wb") as nobody:
+        command = [sys.executable, "-m", "ambient.cli", "version"]
+        done = subprocess.run(command, stdout=nobody, stderr=subprocess.PIPE, timeout=60)
+
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_an_unknown_kind_names_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:

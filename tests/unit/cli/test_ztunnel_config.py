@@ -291,6 +291,8 @@ def test_live_ones_are_asked_each_where_it_matters(
         assert len(text(capsys, "connections", *live, "--node", "node-2")) == 1 + 2
         assert run(["ztunnel", "service", *live, "--node", "node-3"]) == 69
         assert capsys.readouterr().err == "Error: no ztunnel on node 'node-3'; there are: node-2, node-10\n"
+        assert run(["ztunnel", "workload", *live, "--node", "node-3"]) == 69
+        assert "no ztunnel on node 'node-3'" in capsys.readouterr().err
 
 
 def test_levels_are_shown_set_and_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

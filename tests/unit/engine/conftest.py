@@ -26,8 +26,8 @@ from ambient.engine.tunnel import TunnelConnection, TunnelRequest, TunnelStream
 from ambient.model.identity import SpiffeId
 from ambient.model.pool_plan import PoolKey
 from ambient.pki.authority import Authority
-from ambient.pki.request import make_request
-from ambient.pki.svid import X509Svid, new_key
+from ambient.pki.request import new_request
+from ambient.pki.svid import X509Svid
 
 CLIENT = SpiffeId("cluster.local", "shop", "web")
 SERVER = SpiffeId("cluster.local", "shop", "api")
@@ -41,8 +41,8 @@ class Mint:
         self.authority = Authority(time.time(), trust_domain)
 
     def svid(self, identity: SpiffeId) -> Svid:
-        key = new_key()
-        issued = self.authority.issue(make_request(identity, key), identity, time.time())
+        key, request = new_request(identity)
+        issued = self.authority.issue(request, identity, time.time())
         made = X509Svid.assemble(identity, key, issued.chain, issued.roots)
         return Svid(identity, made.chain, made.key_pem(), made.roots, made.not_before, made.not_after)
 

@@ -261,12 +261,11 @@ async def test_a_certificate_for_somebody_else_is_refused() -> None:
 
 
 def _crossed(signer: Signer) -> Any:
-    from ambient.pki.request import make_request
-    from ambient.pki.svid import new_key
+    from ambient.pki.request import new_request
 
     async def certificate(identity: SpiffeId, csr: bytes) -> xds.Certified:
         other = SpiffeId("cluster.local", "shop", "other")
-        issued = signer.authority.issue(make_request(other, new_key()), other, time.time())
+        issued = signer.authority.issue(new_request(other)[1], other, time.time())
         return xds.Certified(1, issued.chain, issued.roots, 0.0)
 
     return certificate

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from ambient.engine.frugal import unchanged_file_mappings
+from ambient.engine.frugal import forget_lookups, unchanged_file_mappings
 
 SMAPS = """\
 7f0000000000-7f0000010000 r--p 00000000 fe:00 1    /usr/lib/libone.so
@@ -57,3 +57,18 @@ print(decimal.Decimal("1") + 1)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
 
     assert (done.stdout, done.returncode) == ("True\n2\n", 0), done.stderr
+
+
+def test_a_remembered_lookup_holds_a_name_and_is_forgotten() -> None:
+    """Where names are not counted (Python 3.12), there is nothing to let go."""
+    name = sys.intern("a_name_of_this_test")
+    counted = type("Counted", (), {name: 1})
+    forget_lookups()
+    before = sys.getrefcount(name)
+
+    assert getattr(counted, name) == 1
+    if sys.version_info < (3, 12):
+        assert sys.getrefcount(name) > before
+    forget_lookups()
+
+    assert sys.getrefcount(name) == before

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 
 import pytest
 
@@ -180,3 +182,54 @@ def test_flushes_come_once_a_batch(reactor: Reactor) -> None:
 
     assert (few.flushed, many.flushed) == (2, reactor_module.FLUSH_ROUNDS)
     assert isinstance(broken.crash, ZeroDivisionError)
+
+
+def _forward(on_event: Callable[[int, int], object], read: int, write: int, events: int) -> None:
+    on_event(read, write)
+
+
+@contextmanager
+def ready_pipes(reactor: Reactor, count: int, on_event: Callable[[int, int], object]) -> Iterator[None]:
+    """*count* pipes with a byte in each; *on_event* gets the end that is ready and the end that filled it."""
+    ends = [os.pipe() for _ in range(count)]
+    for read, write in ends:
+        os.write(write, b"x")
+        reactor.add(read, IN, partial(_forward, on_event, read, write))
+    try:
+        yield
+    finally:
+        for read, write in ends:
+            reactor.remove(read)
+            os.close(read)
+            os.close(write)
+
+
+@pytest.mark.parametrize(("count", "together"), [(2, 4), (1, 1)])
+def test_what_comes_while_several_are_served_is_flushed_with_them(
+    reactor: Reactor, count: int, together: int
+) -> None:
+    """Every descriptor is ready once more after its first event; who is alone is not kept waiting for it."""
+    dirty = Dirty(reactor)
+    served: list[int] = []
+
+    def on_event(read: int, write: int) -> None:
+        os.read(read, 1)
+        if read not in served:
+            os.write(write, b"x")
+        if not served:
+            reactor.mark_dirty(dirty)
+        served.append(read)
+
+    with ready_pipes(reactor, count, on_event):
+        reactor.run_once()
+        assert (len(served), dirty.flushed) == (together, 1)
+
+
+def test_those_who_are_always_ready_do_not_keep_a_batch_from_its_end(reactor: Reactor) -> None:
+    """A batch has so many events and no more, wherever they come from."""
+    served: list[int] = []
+
+    with ready_pipes(reactor, 3, lambda read, write: served.append(read)):
+        reactor.run_once()
+
+    assert len(served) == reactor_module.BATCH_EVENTS

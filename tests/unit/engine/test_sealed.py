@@ -18,16 +18,17 @@ from ambient.engine.tls import Svid, TlsContext
 from ambient.errors import RemoteProtocolError
 from ambient.model.identity import SpiffeId
 from ambient.pki.authority import Authority
-from ambient.pki.request import make_request
-from ambient.pki.svid import X509Svid, new_key
+from ambient.pki.request import new_request
+from ambient.pki.svid import X509Svid
 from ambient.wire.xds import Certified
 
 WEB = SpiffeId("cluster.local", "shop", "web")
 
 
 def make_svid(identity: SpiffeId = WEB) -> Svid:
-    authority, key = Authority(time.time()), new_key()
-    issued = authority.issue(make_request(identity, key), identity, time.time())
+    authority = Authority(time.time())
+    key, request = new_request(identity)
+    issued = authority.issue(request, identity, time.time())
     made = X509Svid.assemble(identity, key, issued.chain, issued.roots)
     return Svid(identity, made.chain, made.key_pem(), made.roots, made.not_before, made.not_after)
 

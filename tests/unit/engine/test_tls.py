@@ -384,11 +384,11 @@ def test_what_is_written_at_news_of_room_never_splits_a_large_write(
 
 def test_an_expired_peer_is_refused(loop: Any, mint: Any, server_svid: Svid, shake: Any) -> None:
     """T7: the certificate's last second is the last."""
-    from ambient.pki.request import make_request
-    from ambient.pki.svid import X509Svid, new_key
+    from ambient.pki.request import new_request
+    from ambient.pki.svid import X509Svid
 
-    key = new_key()
-    issued = mint.authority.issue(make_request(CLIENT, key), CLIENT, time.time() - 400 * 86_400)
+    key, request = new_request(CLIENT)
+    issued = mint.authority.issue(request, CLIENT, time.time() - 400 * 86_400)
     made = X509Svid.assemble(CLIENT, key, issued.chain, issued.roots)
     old = Svid(CLIENT, made.chain, made.key_pem(), made.roots, made.not_before, made.not_after)
 

@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from ambient.engine.channel import NOT_SENT_BYTES, SocketChannel
+from ambient.wire.hbone_streams import FIRST_WINDOW_BYTES
+
 MEBIBYTE = 1024 * 1024
 
 
@@ -206,6 +209,30 @@ def test_a_slow_reader_stops_its_sender_and_costs_a_window(proxies: Any) -> None
         client.settimeout(20)
         client.shutdown(socket.SHUT_WR)
         assert len(read_all(app)) == sent
+
+
+def test_the_kernel_holds_little_of_what_a_long_stream_sends(proxies: Any) -> None:
+    """It takes 4 MiB for a reader that pauses, unless it is told not to; most connections are too short."""
+
+    def bounds() -> set[int]:
+        """Of the sockets to both applications, but for those of tunnels."""
+        waiting = proxies.loop.reactor._callbacks.values()
+        socks = [each._sock for each in waiting if type(each) is SocketChannel]
+        return {sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) for sock in socks if sock}
+
+    client, app = proxies.pair()
+    with client, app:
+        for sender, reader in ((client, app), (app, client)):
+            sender.sendall(b"short")
+            assert reader.recv(5) == b"short"
+        assert NOT_SENT_BYTES not in proxies.loop.do(bounds)
+        for sender, reader in ((client, app), (app, client)):
+            sending = send_all(sender, bytes(FIRST_WINDOW_BYTES), eof=False)
+            left = FIRST_WINDOW_BYTES
+            while left:
+                left -= len(reader.recv(left))
+            sending.join()
+        proxies.loop.until(lambda: bounds() == {NOT_SENT_BYTES})
 
 
 def test_a_stalled_stream_does_not_stall_its_neighbours(proxies: Any) -> None:

@@ -14,8 +14,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from ambient.errors import ConfigError, RemoteProtocolError
 from ambient.model.identity import SpiffeId
 from ambient.pki.authority import BACKDATE_SECONDS, Authority
-from ambient.pki.request import check_request, make_request
-from ambient.pki.svid import X509Svid, new_key, spiffe_id_of
+from ambient.pki.request import new_request
+from ambient.pki.request_check import check_request
+from ambient.pki.svid import X509Svid, spiffe_id_of
 
 NOW = 1_700_000_000.0
 WEB = SpiffeId("cluster.local", "shop", "web")
@@ -24,7 +25,7 @@ API = SpiffeId("cluster.local", "shop", "api")
 
 def signed(**names: list[x509.GeneralName]) -> bytes:
     """A self-signed certificate with these subject alternative names."""
-    key = new_key()
+    key = ec.generate_private_key(ec.SECP256R1())
     builder = (
         x509.CertificateBuilder()
         .subject_name(x509.Name([]))
@@ -49,9 +50,9 @@ def uri(text: str) -> x509.UniformResourceIdentifier:
 
 def test_a_leaf_says_who_and_for_how_long_and_nothing_else() -> None:
     """Peers in Istio check exactly these fields."""
-    key = new_key()
+    _, request = new_request(WEB)
 
-    issued = Authority(NOW).issue(make_request(WEB, key), WEB, NOW, lifetime=3600)
+    issued = Authority(NOW).issue(request, WEB, NOW, lifetime=3600)
 
     leaf = x509.load_der_x509_certificate(issued.chain[0])
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName)
@@ -93,18 +94,18 @@ def test_two_meshes_do_not_share_a_root() -> None:
 def test_what_the_authority_does_not_sign(identity: SpiffeId, lifetime: float, reason: str) -> None:
     """It vouches for its own trust domain only."""
     with pytest.raises(ConfigError, match=reason):
-        Authority(NOW).issue(make_request(identity, new_key()), identity, NOW, lifetime)
+        Authority(NOW).issue(new_request(identity)[1], identity, NOW, lifetime)
 
 
 def test_a_request_for_somebody_else_is_refused() -> None:
     """The name in the frame and the name in the request must be one."""
     with pytest.raises(RemoteProtocolError, match="not for"):
-        check_request(make_request(API, new_key()), WEB)
+        check_request(new_request(API)[1], WEB)
 
 
 def test_a_request_must_be_signed_by_the_key_it_names() -> None:
     """Otherwise a node could have somebody else's key certified."""
-    der = bytearray(make_request(WEB, new_key()))
+    der = bytearray(new_request(WEB)[1])
     der[-1] ^= 1
 
     with pytest.raises(RemoteProtocolError, match=r"not signed|not a certificate request"):
@@ -123,11 +124,11 @@ def csr(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey, *names: x509.Genera
     [
         (csr(ec.generate_private_key(ec.SECP384R1()), uri(str(WEB))), "P-256"),
         (csr(rsa.generate_private_key(65537, 2048), uri(str(WEB))), "P-256"),
-        (csr(new_key()), "names nobody"),
-        (csr(new_key(), uri(str(WEB)), uri(str(API))), "one URI name"),
-        (csr(new_key(), uri(str(WEB)), x509.DNSName("web")), "one URI name"),
-        (csr(new_key(), x509.DNSName("web")), "one URI name"),
-        (csr(new_key(), uri("https://web/")), "not spiffe"),
+        (csr(ec.generate_private_key(ec.SECP256R1())), "names nobody"),
+        (csr(ec.generate_private_key(ec.SECP256R1()), uri(str(WEB)), uri(str(API))), "one URI name"),
+        (csr(ec.generate_private_key(ec.SECP256R1()), uri(str(WEB)), x509.DNSName("web")), "one URI name"),
+        (csr(ec.generate_private_key(ec.SECP256R1()), x509.DNSName("web")), "one URI name"),
+        (csr(ec.generate_private_key(ec.SECP256R1()), uri("https://web/")), "not spiffe"),
         (b"\x30\x03\x02\x01\x01", "not a certificate request"),
         (b"", "not a certificate request"),
     ],
@@ -169,9 +170,9 @@ def test_garbage_has_no_identity() -> None:
 
 def test_an_svid_hides_its_key_and_refuses_a_foreign_answer() -> None:
     """A key in a log is a key for everybody; an answer for another key is of no use."""
-    key = new_key()
+    key, request = new_request(WEB)
     authority = Authority(NOW)
-    issued = authority.issue(make_request(WEB, key), WEB, NOW)
+    issued = authority.issue(request, WEB, NOW)
 
     svid = X509Svid.assemble(WEB, key, issued.chain, issued.roots)
 
@@ -179,7 +180,7 @@ def test_an_svid_hides_its_key_and_refuses_a_foreign_answer() -> None:
     assert "PRIVATE" not in str(svid)
     assert svid.not_after == issued.not_after
     with pytest.raises(RemoteProtocolError, match="another key"):
-        X509Svid.assemble(WEB, new_key(), issued.chain, issued.roots)
+        X509Svid.assemble(WEB, new_request(WEB)[0], issued.chain, issued.roots)
     with pytest.raises(RemoteProtocolError, match="asked was"):
         X509Svid.assemble(API, key, issued.chain, issued.roots)
     with pytest.raises(RemoteProtocolError, match="without"):

@@ -10,16 +10,16 @@ import pytest
 
 from ambient.model.identity import SpiffeId
 from ambient.pki.authority import Authority
-from ambient.pki.request import make_request
-from ambient.pki.svid import X509Svid, new_key, spiffe_id_of
+from ambient.pki.request import new_request
+from ambient.pki.svid import X509Svid, spiffe_id_of
 
 WEB = SpiffeId("cluster.local", "shop", "web")
 API = SpiffeId("cluster.local", "shop", "api")
 
 
 def svid(authority: Authority, identity: SpiffeId, lifetime: float = 60.0, now: float = 0.0) -> X509Svid:
-    key = new_key()
-    issued = authority.issue(make_request(identity, key), identity, now or time.time(), lifetime)
+    key, request = new_request(identity)
+    issued = authority.issue(request, identity, now or time.time(), lifetime)
     return X509Svid.assemble(identity, key, issued.chain, issued.roots)
 
 

@@ -76,8 +76,8 @@ def split(out: bytes) -> list[tuple[int, int, int, bytes]]:
     """(type, flags, stream, payload) of every frame in *out*."""
     found = []
     while out:
-        high, low, kind, flags, stream_id = f.FRAME_HEADER.unpack_from(out)
-        size = high << 8 | low
+        size_and_kind, flags, stream_id = f.FRAME_HEADER.unpack_from(out)
+        size, kind = size_and_kind >> 8, size_and_kind & 0xFF
         found.append((kind, flags, stream_id, out[9 : 9 + size]))
         out = out[9 + size :]
     return found

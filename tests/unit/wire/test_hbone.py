@@ -78,7 +78,7 @@ def test_a_tunnel_from_end_to_end() -> None:
     assert receive(client, server.take_output())[-1] == ResponseReceived(stream, 200, (("x", "y"),))
 
     up = bytearray(9) + b"hello"
-    f.pack_data_header(up, 0, stream.stream_id, 5)
+    f.pack_data_header(up, 0, 5 << 8, stream.stream_id)
     client.sent(stream, 5)
     assert client.sendable(stream) == FIRST_WINDOW_BYTES - 5
     (got,) = receive(server, bytes(up))
@@ -194,8 +194,8 @@ def test_pings() -> None:
         ([frame(f.PRIORITY, 0, 1, bytes(4))], SIZE),
         ([frame(f.PRIORITY, 0, 1, b"\0\0\0\x01\0")], PROTOCOL),
         ([frame(f.PUSH_PROMISE, 0, 1, bytes(8))], PROTOCOL),
-        ([f.FRAME_HEADER.pack(0xFFFF, 0xFF, 0, 0, 1)], SIZE),
-        ([f.FRAME_HEADER.pack(MAX_GATHERED_BYTES >> 8, 1, f.HEADERS, 0, 3)], SIZE),
+        ([f.FRAME_HEADER.pack(0xFFFFFF00, 0, 1)], SIZE),
+        ([f.FRAME_HEADER.pack(MAX_GATHERED_BYTES + 1 << 8 | f.HEADERS, 0, 3)], SIZE),
     ],
 )
 def test_what_ends_the_connection(frames: list[bytes], code: ErrorCode) -> None:
@@ -243,6 +243,14 @@ def test_floods_of_cheap_frames(flood: bytes, allowed: int) -> None:
     connection, _ = accepted()
     receive(connection, flood * allowed)
     breaks(connection, flood, code=CALM)
+
+
+def test_one_settings_frame_may_not_say_everything_a_thousand_times() -> None:
+    """Each change of the first window is one of every stream's: 16 KiB of them took 53 ms on 200 streams."""
+    connection, _ = accepted()
+    some = [(f.INITIAL_WINDOW_SIZE, 65_535 + number) for number in range(budget.SETTINGS_PER_FRAME + 1)]
+    receive(connection, f.settings(some[1:]))
+    breaks(connection, f.settings(some), code=CALM)
 
 
 def test_budgets_refill() -> None:

@@ -122,6 +122,19 @@ def test_a_malformed_request_costs_its_stream_only() -> None:
     assert list(connection.streams) == [1]
 
 
+@pytest.mark.parametrize("fields", [0, 3], ids=["judged", "as before"])
+def test_the_reserved_bit_of_a_stream_id_means_nothing(fields: int) -> None:
+    """RFC 9113 4.1: it is ignored, also on a request that begins as an earlier one did."""
+    connection = greeted(HboneServer)
+    block = h.encode_request(AUTHORITY, tuple((f"x-{number}", "y") for number in range(fields)))
+    receive(connection, headers(1, block))
+
+    (event,) = receive(connection, headers(1 << 31 | 3, block))
+
+    assert isinstance(event, RequestReceived)
+    assert event.stream.stream_id == 3
+
+
 def test_one_stream_too_many_is_refused() -> None:
     """REFUSED_STREAM: the client may try again elsewhere."""
     connection = greeted(HboneServer, max_streams=1)

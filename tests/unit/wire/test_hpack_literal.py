@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hpack
 import pytest
+from hpack.table import HeaderTable
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ambient.wire import hbone_headers as h
-from ambient.wire.hpack_literal import MAX_FIELDS, read_literals
+from ambient.wire.hpack_literal import MAX_ALL_FIELDS, MAX_FIELDS, read_literals
 
 NAMES = st.sampled_from(["baggage", "forwarded", "traceparent", "x" * 100, "x" * 140])
 VALUES = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size=300)
@@ -16,6 +17,13 @@ VALUES = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size
 
 def reference(block: bytes) -> list[tuple[bytes, bytes]]:
     return [(bytes(name), bytes(value)) for name, value in hpack.Decoder().decode(block, raw=True)]
+
+
+def test_the_static_table_is_the_decoders() -> None:
+    """RFC 7541, appendix A: all 61 entries."""
+    table = HeaderTable.STATIC_TABLE
+
+    assert [read_literals(bytes((0x80 | index,))) for index in range(1, 62)] == [[each] for each in table]
 
 
 @given(st.lists(st.tuples(NAMES, VALUES), max_size=8).map(tuple))
@@ -50,6 +58,7 @@ def test_whatever_it_reads_the_decoder_reads_alike(block: bytes) -> None:
         pytest.param(b"\x00\x05ab", id="cut"),
         pytest.param(b"\x0f\x00\x01b", id="a long index"),
         pytest.param(b"\x00\x01a\x01b" * (MAX_FIELDS + 1), id="many fields"),
+        pytest.param(b"\x82" * (MAX_ALL_FIELDS + 1), id="many fields of a byte each"),
     ],
 )
 def test_the_rest_is_the_decoders(block: bytes) -> None:
@@ -120,6 +129,47 @@ def test_the_second_request_to_a_target_is_read_quickly() -> None:
         h.Request("CONNECT", f"10.0.0.{number}:80", "", fields) for number in range(1, len(encoders))
     ]
     assert found[0] is None
+
+
+_FORWARDED, _TRACEPARENT = b"\x00\x09forwarded", b"\x00\x0btraceparent"
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        pytest.param(_FORWARDED + b"\x01x" + _TRACEPARENT + b"\x02yz", id="ordinary"),
+        pytest.param(_FORWARDED + b"\x00" + _TRACEPARENT + b"\x00", id="empty"),
+        pytest.param(_FORWARDED + b"\x7e" + b"x" * 126 + _TRACEPARENT + b"\x03y z", id="126 bytes"),
+        pytest.param(_FORWARDED + b"\x7f\x00" + b"x" * 127 + _TRACEPARENT + b"\x01y", id="127 bytes"),
+        pytest.param(_FORWARDED + b"\x02x" + _TRACEPARENT + b"\x01y", id="first too short"),
+        pytest.param(_FORWARDED + b"\x00x" + _TRACEPARENT + b"\x01y", id="first too long"),
+        pytest.param(_FORWARDED + b"\x01x" + _TRACEPARENT + b"\x02y", id="cut"),
+        pytest.param(_FORWARDED + b"\x01x" + _TRACEPARENT + b"\x01yz", id="second too long"),
+        pytest.param(_FORWARDED + b"\x81\xf3" + _TRACEPARENT + b"\x01y", id="huffman"),
+        pytest.param(_FORWARDED + b"\x02 x" + _TRACEPARENT + b"\x01y", id="space before"),
+        pytest.param(_FORWARDED + b"\x01x" + _TRACEPARENT + b"\x02y ", id="space behind"),
+        pytest.param(_FORWARDED + b"\x03x\r\n" + _TRACEPARENT + b"\x01y", id="line break"),
+        pytest.param(_FORWARDED + b"\x01x" + _TRACEPARENT + b"\x01\n", id="only a line break"),
+        pytest.param(_FORWARDED + b"\x01x" + _TRACEPARENT + b"\x02y\n", id="line break at the end"),
+        pytest.param(_FORWARDED + b"\x02\xc3\xa9" + _TRACEPARENT + b"\x01y", id="not ASCII"),
+        pytest.param(_FORWARDED + b"\x01x", id="one field"),
+        pytest.param(_TRACEPARENT + b"\x01y" + _FORWARDED + b"\x01x", id="other order"),
+    ],
+)
+def test_an_ending_means_what_the_decoder_makes_of_it(ending: bytes) -> None:
+    """Also where it looks nearly as the one before it did."""
+    begin = h.encode_request("10.0.0.1:80", (("baggage", "a=b"),))
+    reader = h.RequestReader()
+    usual = begin + _FORWARDED + b"\x01x" + _TRACEPARENT + b"\x01y"
+    reader.learn(usual, h.read_request(h.HeaderDecoder().decode(usual)))
+    assert reader.read(usual) is not None
+
+    try:
+        expected = h.read_request(h.HeaderDecoder().decode(begin + ending))
+    except (h.MalformedError, h.CompressionBrokenError):
+        expected = None
+
+    assert reader.read(begin + ending) in (None, expected)
 
 
 def test_what_is_too_large_is_not_read_quickly() -> None:

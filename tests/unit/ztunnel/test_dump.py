@@ -10,8 +10,7 @@ from ambient.model.policy import Action, Match, MatchKind, Policy, Scope, String
 from ambient.model.service import Service, ServicePort
 from ambient.model.workload import Protocol, Workload
 from ambient.pki.authority import Authority
-from ambient.pki.request import make_request
-from ambient.pki.svid import new_key
+from ambient.pki.request import new_request
 from ztunnel import dump
 
 API = Service(
@@ -95,7 +94,7 @@ def test_a_certificate_says_its_times_and_number_only() -> None:
     """What it is made of is of no use in a dump."""
     now = time.time()
     authority, identity = Authority(now), SpiffeId("cluster.local", "shop", "api")
-    issued = authority.issue(make_request(identity, new_key()), identity, now)
+    issued = authority.issue(new_request(identity)[1], identity, now)
 
     found = dump.certificate_dump(str(identity), issued.chain, issued.roots, "")
 
