@@ -149,6 +149,8 @@ class Link:
         self._unacked: dict[int, int] = {}
         self._acks = Bell()
         self._quiet_until = -math.inf
+        # When its sender wakes by itself; while it is awake, any news may be the next.
+        self._asleep_until = math.inf
 
     def has_applied(self, version: int) -> bool:
         """Whether the daemon has applied the registry *version*, or one after it."""
@@ -161,8 +163,12 @@ class Link:
         self._wake.ring()
 
     def wake(self) -> None:
-        """There may be something new to tell."""
-        self._wake.ring()
+        """There may be something new to tell; whoever has nothing to say before it wakes anyway sleeps on.
+
+        All links are told of every pod that moves, and most have nothing to say at once.
+        """
+        if self._answers or self._has_pods() or self._due() < self._asleep_until:
+            self._wake.ring()
 
     async def run(self) -> None:
         """Serve the daemon until it goes away or breaks the wire."""
@@ -184,7 +190,7 @@ class Link:
             for event in events:
                 self._take(event)
             if events:
-                self._wake.ring()
+                self.wake()
                 self._bell.ring()
                 self._owner.link_changed()
         self._end.receive_data(b"")
@@ -224,8 +230,10 @@ class Link:
             if data := self._pending():
                 await self._stream.send_all(data)
                 continue
-            with trio.move_on_at(self._due()):
+            self._asleep_until = self._due()
+            with trio.move_on_at(self._asleep_until):
                 await ring.wait()
+            self._asleep_until = math.inf
 
     async def _watch_acks(self) -> None:
         """Say so if the oldest update stays unacked: what waits for everybody must not wait for ever."""
@@ -271,14 +279,15 @@ class Link:
         nothing = not self.greeted or waits_for_acks or self._knows(self._owner.registry())
         return math.inf if nothing else self._quiet_until
 
+    def _has_pods(self) -> bool:
+        """Whether an agent is to hear of its pods; a list that says the same is the same object."""
+        return self.peer.role == "agent" and self._owner.node_pods(self.peer.node) is not self._told_pods
+
     def _pods(self) -> bytes:
-        if self.peer.role != "agent":
+        if not self._has_pods():
             return b""
-        pods = self._owner.node_pods(self.peer.node)
-        if pods == self._told_pods:
-            return b""
-        self._told_pods = pods
-        return self._end.pods(pods)[1]
+        before, self._told_pods = self._told_pods, self._owner.node_pods(self.peer.node)
+        return b"" if before == self._told_pods else self._end.pods(self._told_pods)[1]
 
 
 class Distribution:

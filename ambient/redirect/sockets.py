@@ -95,15 +95,16 @@ def unproxied(found: Iterable[TcpSocket], capture: Capture) -> tuple[TcpSocket, 
     address and port; one in was proxied if the proxy dialled it, carrying the client's. The proxy's end may
     have said that it is done while the application has more to say.
     """
-    everything = tuple(found)
-    proxies = [each for each in everything if each.mark & MARK_MASK == PROXY_MARK]
+    proxies: list[TcpSocket] = []
+    others: list[TcpSocket] = []
+    for each in found:
+        (proxies if each.mark & MARK_MASK == PROXY_MARK else others).append(each)
     accepted = {(each.remote, each.remote_port) for each in proxies if each.local_port == OUTBOUND_PORT}
     dialled = {(each.local, each.local_port, each.remote, each.remote_port) for each in proxies}
     return tuple(
         each
-        for each in everything
-        if each not in proxies
-        and each.state in (ESTABLISHED, CLOSE_WAIT)
+        for each in others
+        if each.state in (ESTABLISHED, CLOSE_WAIT)
         and (each.local, each.local_port) not in accepted
         and (each.remote, each.remote_port, each.local, each.local_port) not in dialled
         and not _is_spared(each, capture.exclusions)
@@ -189,4 +190,5 @@ def _sockets(netns: int, *states: int) -> list[TcpSocket]:
 
 
 def _stays_inside(connection: TcpSocket) -> bool:
-    return connection.local == connection.remote or ip_address(connection.remote).is_loopback
+    remote = connection.remote
+    return remote == connection.local or remote.startswith("127.") or remote == "::1"

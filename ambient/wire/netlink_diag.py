@@ -7,6 +7,7 @@ Source: sock_diag(7); linux/inet_diag.h. Ports and addresses are in network orde
 
 from __future__ import annotations
 
+import functools
 import struct
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
@@ -44,6 +45,8 @@ _ANSWER_HEAD = struct.Struct("=BBBB")
 _ANSWER_TAIL = struct.Struct("=IIIII")
 _NAME_BYTES = _NAME.size + _INTERFACE_AND_COOKIE.size
 _ANSWER_BYTES = _ANSWER_HEAD.size + _NAME_BYTES + _ANSWER_TAIL.size
+# A pod's connections have few of them, and reading one as text takes as long as all the rest. Picked.
+MAX_ADDRESSES = 4096
 # The kernel adds it to every answer to those with CAP_NET_ADMIN.
 INET_DIAG_MARK = 15
 
@@ -166,6 +169,7 @@ def decode_socket(message: Message) -> TcpSocket:
     )
 
 
+@functools.lru_cache(MAX_ADDRESSES)
 def _address(family: int, raw: bytes) -> str:
     parsed = ip_address(raw[:4] if family == AF_INET else raw)
     if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is not None:

@@ -238,6 +238,32 @@ async def _stream_of_updates(crowd: int, seconds: float) -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_who_is_told_later_is_not_woken_for_every_news() -> None:
+    """Its sender wakes when its time has come; a thousand pods that move are not a thousand looks a link."""
+    talk = Conversation()
+    looks = 0
+    look = talk.link._pending
+
+    def counted() -> bytes:
+        nonlocal looks
+        looks += 1
+        return look()
+
+    async with trio.open_nursery() as nursery:
+        first = await talk.begin(nursery)
+        await talk.say(talk.end.ack(first.nonce))
+        talk.link._pending = counted  # type: ignore[method-assign]
+        talk.link._quiet_until = trio.current_time() + 3600
+        for version in range(2, 12):
+            talk.owner.publish(version)
+            await trio.testing.wait_all_tasks_blocked()
+        assert looks == 1
+        talk.link.say("statistics")
+        await trio.testing.wait_all_tasks_blocked()
+        assert looks == 3
+        nursery.cancel_scope.cancel()
+
+
 def test_a_difference_is_worked_out_once() -> None:
     """For every link that was told the same."""
     one, two = (
