@@ -14,9 +14,11 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from sys import intern
+from typing import Any
 
 CLONE_NEWNET = 0x40000000
 # The mark of the proxies' own packets, Istio's 1337: the rules in the pod let it pass.
@@ -30,6 +32,8 @@ SO_ORIGINAL_DST = 80
 IP6T_SO_ORIGINAL_DST = 80
 # Istio uses 128; a burst of new connections while the loop is busy should wait, not fail.
 LISTEN_BACKLOG = 4096
+# Addresses whose text is kept and shared: thousands of connections come from few. Picked, not measured.
+REMEMBERED_HOSTS = 1024
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -145,18 +149,21 @@ def listen_in(
     return made
 
 
-def plain_address(address: tuple[object, ...]) -> tuple[str, int]:
+def plain_address(address: tuple[Any, ...]) -> tuple[str, int]:
     """(canonical ip, port) of a socket address; an IPv4-mapped one becomes IPv4."""
-    host, port = address[0], address[1]
-    if isinstance(host, str) and isinstance(port, int):
-        # The kernel's own spelling is canonical for IPv4, also where an IPv6 socket shows it mapped.
-        plain = host.removeprefix("::ffff:")
-        if ":" not in plain and "." in plain:
-            return intern(plain), port  # Thousands of connections come from few addresses.
-    parsed = ip_address(str(address[0]).partition("%")[0])
+    return _plain_host(address[0]), address[1]
+
+
+@lru_cache(maxsize=REMEMBERED_HOSTS)
+def _plain_host(host: str) -> str:
+    # The kernel's own spelling is canonical for IPv4, also where an IPv6 socket shows it mapped.
+    plain = host.removeprefix("::ffff:")
+    if ":" not in plain and "." in plain:
+        return plain
+    parsed = ip_address(host.partition("%")[0])
     if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is not None:
         parsed = parsed.ipv4_mapped
-    return parsed.compressed, int(str(address[1]))
+    return parsed.compressed
 
 
 def original_destination(sock: socket.socket) -> tuple[str, int]:
