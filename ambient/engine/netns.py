@@ -36,6 +36,7 @@ LISTEN_BACKLOG = 4096
 REMEMBERED_HOSTS = 1024
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
 
 
 def open_netns(path: str | Path) -> int:
@@ -60,7 +61,7 @@ def in_netns(fd: int | None) -> Iterator[None]:
     if fd is None:
         yield
         return
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    home = open_own_netns()
     try:
         _setns(fd)
         try:
@@ -71,6 +72,11 @@ def in_netns(fd: int | None) -> Iterator[None]:
         os.close(home)
 
 
+def open_own_netns() -> int:
+    """Open the namespace in which this thread is; the caller closes the descriptor."""
+    return open_netns("/proc/thread-self/ns/net")
+
+
 def socket_in(
     fd: int | None,
     family: int,
@@ -78,6 +84,7 @@ def socket_in(
     *,
     mark: int | None = None,
     transparent: bool = False,
+    home: int | None = None,
 ) -> socket.socket:
     """A non-blocking socket that lives in the namespace *fd* (None: this one).
 
@@ -86,13 +93,20 @@ def socket_in(
         kind: ``socket.SOCK_STREAM`` or another type.
         mark: SO_MARK, or None for none; needs CAP_NET_ADMIN.
         transparent: May bind addresses that are not this namespace's own (needs CAP_NET_ADMIN).
+        home: This thread's namespace, for whoever makes many: to open it takes longer than to change it.
     """
     kind |= socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
     if fd is None:
         made = socket.socket(family, kind)
-    else:
+    elif home is None:
         with in_netns(fd):
             made = socket.socket(family, kind)
+    else:
+        _setns(fd)
+        try:
+            made = socket.socket(family, kind)
+        finally:
+            _return_to(home)
     try:
         if mark is not None:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
