@@ -128,6 +128,8 @@ class Reactor:
             ``frame_payload`` is it without that room, ``frame_slots`` are its TLS records, each less the
             room for its own frame header.
         alone: The running batch has one event: nobody else's writes could join those of its callback.
+        gathers: The running batch asks for more events before it is flushed. Whoever moves many bytes says
+            no: what is read later is read in larger pieces.
         limits: What is configured for the process's tunnels; set before the first of them.
         revocations: Whose certificates count no more; None: nobody keeps a list.
         windows: What all tunnels of the process may be made to hold beyond their first windows.
@@ -154,7 +156,7 @@ class Reactor:
             self.frame_buffer[start + SLOT_HEADROOM : start + SLOT_BYTES]
             for start in range(0, SLOTS * SLOT_BYTES, SLOT_BYTES)
         ]
-        self.alone = False
+        self.alone = self.gathers = False
         self.limits = Limits()
         self.revocations: Revocations | None = None
         self.windows = WindowBudget()
@@ -248,6 +250,7 @@ class Reactor:
             timeout = 0.0
         ready = poll(timeout, room)
         self.alone = len(ready) == 1
+        self.gathers = not self.alone
         while ready:
             for fd, events in ready:
                 entry = callbacks.get(fd)
@@ -258,7 +261,7 @@ class Reactor:
                 except Exception as exc:
                     self._failed(exc, entry.crashed)
             room -= len(ready)
-            if self.alone or room <= 0:
+            if not self.gathers or room <= 0:
                 break
             # Where there were several more have come by now: what is written for them leaves with the rest.
             ready = poll(0, room)

@@ -256,6 +256,7 @@ class TlsChannel(SocketChannel):
                 return
             self._seal()
         else:
+            self._reactor.gathers = False
             if gathered:
                 self._seal()
             if size > SEND_BYTES:
@@ -342,6 +343,8 @@ class TlsChannel(SocketChannel):
                 self._read_one(size)
                 return
             before = self.bytes_in
+            if size > RECORD_BYTES:
+                self._reactor.gathers = False
             if size <= FEED_BYTES:
                 self._feed(buffer[:size])
                 self._decrypt()

@@ -225,6 +225,20 @@ def test_what_comes_while_several_are_served_is_flushed_with_them(
         assert (len(served), dirty.flushed) == (together, 1)
 
 
+def test_who_moves_many_bytes_ends_the_batch(reactor: Reactor) -> None:
+    """What they would read at once is little: it is more after the flush."""
+    served: list[int] = []
+
+    def on_event(read: int, write: int) -> None:
+        served.append(read)
+        reactor.gathers = False
+
+    with ready_pipes(reactor, 2, on_event):
+        reactor.run_once()
+
+    assert len(served) == 2
+
+
 def test_those_who_are_always_ready_do_not_keep_a_batch_from_its_end(reactor: Reactor) -> None:
     """A batch has so many events and no more, wherever they come from."""
     served: list[int] = []
