@@ -33,7 +33,7 @@ from ambient.engine import host
 from ambient.engine.frugal import forget_lookups, release_unused
 from ambient.engine.privileges import NODE_DAEMON, keep_only
 from ambient.engine.reactor import Reactor
-from ambient.errors import ConfigError
+from ambient.errors import AmbientError
 from ambient.model.identity import DEFAULT_TRUST_DOMAIN, SpiffeId
 from ambient.pki.request import new_request
 from ztunnel.settings import read_settings
@@ -134,10 +134,12 @@ def rehearse() -> None:
     and its forks then, and need not be made while somebody waits for a new one. Nothing of it is kept: a key
     is made and let go, and a fork draws other random numbers (OpenSSL and Python see to that).
     """
-    with suppress(ConfigError):  # The ztunnel will say it.
+    # What goes wrong here goes wrong in the ztunnel, too, which says so.
+    with suppress(AmbientError):
         read_settings(os.environ)
     host.run(_nothing)
-    new_request(SpiffeId(DEFAULT_TRUST_DOMAIN, "none", "none"))
+    with suppress(AmbientError):
+        new_request(SpiffeId(DEFAULT_TRUST_DOMAIN, "none", "none"))
     for side in (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT):
         ssl.SSLContext(side)
 

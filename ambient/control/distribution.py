@@ -47,8 +47,9 @@ MAX_UNACKED = 2
 # everything that it carries. By them peers learn where they may speak HBONE; captures wait for none. Picked.
 UPDATE_SECONDS = 0.05
 # Of all links together, where there are many: on a small machine they are each other's load. Eight daemons of
-# four nodes take ten each. Picked.
+# four nodes take ten each; those of a hundred nodes still four. Picked.
 UPDATES_PER_SECOND = 80
+LONGEST_UPDATE_SECONDS = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,11 @@ class Differences:
         if since not in self._since:
             self._since[since] = change_between(before, after)
         return self._since[since]
+
+
+def update_seconds(links: int) -> float:
+    """How long a link waits for more news, where there are so many links."""
+    return min(max(UPDATE_SECONDS, links / UPDATES_PER_SECOND), LONGEST_UPDATE_SECONDS)
 
 
 class Link:
@@ -252,7 +258,7 @@ class Link:
         now = self._owner.registry()
         if self._knows(now) or len(self._unacked) >= MAX_UNACKED or trio.current_time() < self._quiet_until:
             return b""
-        self._quiet_until = trio.current_time() + max(UPDATE_SECONDS, self._crowd() / UPDATES_PER_SECOND)
+        self._quiet_until = trio.current_time() + update_seconds(self._crowd())
         change = self._differences.between(self._told, now)
         since = -1 if self._told is None else self._told.version
         self._told = now

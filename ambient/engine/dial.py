@@ -123,7 +123,8 @@ def dial_socket(
         deadline = reactor.limits.dial
     dialling = Dialling(reactor, on_done)
     try:
-        sock = socket_in(netns_fd, family, mark=mark, transparent=transparent)
+        home = reactor.home() if netns_fd is not None else None
+        sock = socket_in(netns_fd, family, mark=mark, transparent=transparent, home=home)
     except OSError as exc:
         dialling._fail_soon(exc)
         return dialling

@@ -14,9 +14,11 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from sys import intern
+from typing import Any
 
 CLONE_NEWNET = 0x40000000
 # The mark of the proxies' own packets, Istio's 1337: the rules in the pod let it pass.
@@ -30,8 +32,11 @@ SO_ORIGINAL_DST = 80
 IP6T_SO_ORIGINAL_DST = 80
 # Istio uses 128; a burst of new connections while the loop is busy should wait, not fail.
 LISTEN_BACKLOG = 4096
+# Addresses whose text is kept and shared: thousands of connections come from few. Picked, not measured.
+REMEMBERED_HOSTS = 1024
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
 
 
 def open_netns(path: str | Path) -> int:
@@ -56,7 +61,7 @@ def in_netns(fd: int | None) -> Iterator[None]:
     if fd is None:
         yield
         return
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    home = open_own_netns()
     try:
         _setns(fd)
         try:
@@ -67,6 +72,11 @@ def in_netns(fd: int | None) -> Iterator[None]:
         os.close(home)
 
 
+def open_own_netns() -> int:
+    """Open the namespace in which this thread is; the caller closes the descriptor."""
+    return open_netns("/proc/thread-self/ns/net")
+
+
 def socket_in(
     fd: int | None,
     family: int,
@@ -74,6 +84,7 @@ def socket_in(
     *,
     mark: int | None = None,
     transparent: bool = False,
+    home: int | None = None,
 ) -> socket.socket:
     """A non-blocking socket that lives in the namespace *fd* (None: this one).
 
@@ -82,13 +93,20 @@ def socket_in(
         kind: ``socket.SOCK_STREAM`` or another type.
         mark: SO_MARK, or None for none; needs CAP_NET_ADMIN.
         transparent: May bind addresses that are not this namespace's own (needs CAP_NET_ADMIN).
+        home: This thread's namespace, for whoever makes many: to open it takes longer than to change it.
     """
     kind |= socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
     if fd is None:
         made = socket.socket(family, kind)
-    else:
+    elif home is None:
         with in_netns(fd):
             made = socket.socket(family, kind)
+    else:
+        _setns(fd)
+        try:
+            made = socket.socket(family, kind)
+        finally:
+            _return_to(home)
     try:
         if mark is not None:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
@@ -145,18 +163,21 @@ def listen_in(
     return made
 
 
-def plain_address(address: tuple[object, ...]) -> tuple[str, int]:
+def plain_address(address: tuple[Any, ...]) -> tuple[str, int]:
     """(canonical ip, port) of a socket address; an IPv4-mapped one becomes IPv4."""
-    host, port = address[0], address[1]
-    if isinstance(host, str) and isinstance(port, int):
-        # The kernel's own spelling is canonical for IPv4, also where an IPv6 socket shows it mapped.
-        plain = host.removeprefix("::ffff:")
-        if ":" not in plain and "." in plain:
-            return intern(plain), port  # Thousands of connections come from few addresses.
-    parsed = ip_address(str(address[0]).partition("%")[0])
+    return _plain_host(address[0]), address[1]
+
+
+@lru_cache(maxsize=REMEMBERED_HOSTS)
+def _plain_host(host: str) -> str:
+    # The kernel's own spelling is canonical for IPv4, also where an IPv6 socket shows it mapped.
+    plain = host.removeprefix("::ffff:")
+    if ":" not in plain and "." in plain:
+        return plain
+    parsed = ip_address(host.partition("%")[0])
     if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is not None:
         parsed = parsed.ipv4_mapped
-    return parsed.compressed, int(str(address[1]))
+    return parsed.compressed
 
 
 def original_destination(sock: socket.socket) -> tuple[str, int]:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from ambient.engine.alarm import NANOSECONDS, Alarm
 from ambient.engine.headroom import Headroom
+from ambient.engine.netns import open_own_netns
 from ambient.model.limits import Limits
 from ambient.wire.hbone_budget import WindowBudget
 
@@ -163,6 +164,7 @@ class Reactor:
         self._threadsafe: deque[Callback] = deque()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.add(self._wake_fd, IN, self._woken)
+        self._home: int | None = None
         self._alarm = Alarm()
         self._due = False  # A timer's time has come.
         self.add(self._alarm.fileno(), IN, self._alarmed)
@@ -278,6 +280,14 @@ class Reactor:
         self._epoll.close()
         os.close(self._wake_fd)
         self._alarm.close()
+        if self._home is not None:
+            os.close(self._home)
+
+    def home(self) -> int:
+        """The network namespace in which the loop's thread lives, for whoever leaves it for a moment."""
+        if self._home is None:
+            self._home = open_own_netns()
+        return self._home
 
     def statistics(self) -> ReactorStatistics:
         """What the loop carries now and has done so far."""

@@ -32,6 +32,8 @@ ALPN_HBONE = ("h2",)
 RECORD_BYTES = 16 * 1024
 # Writes up to this size share a record. Picked: a copy of 4 KiB takes about as long as sealing a record.
 GATHER_BYTES = 4 * 1024
+# A record that holds more has no room for another of them.
+_GATHERED_BYTES = RECORD_BYTES - GATHER_BYTES
 # What a peer may send without a byte for us: four of the largest records. More is a flood of KeyUpdates.
 MAX_BARREN_BYTES = 4 * (RECORD_BYTES + 256)
 # What OpenSSL asks of keys and signatures, whatever its builder's default: 112 bits, no SHA-1, no RSA-1024.
@@ -240,9 +242,9 @@ class TlsChannel(SocketChannel):
 
     def write(self, data: Data) -> None:
         """Encrypt *data* now, send it when the batch ends."""
-        size = len(data)
-        if self._sock is None or self._eof_wanted or not size:
+        if self._sock is None or self._eof_wanted:
             return
+        size = len(data)
         self.bytes_out += size
         gathered = self._gathered
         if size <= GATHER_BYTES:
@@ -250,7 +252,7 @@ class TlsChannel(SocketChannel):
             gathered += data
             if not self._dirty:
                 self._mark_dirty()
-            if len(gathered) + GATHER_BYTES <= RECORD_BYTES:
+            if len(gathered) <= _GATHERED_BYTES:
                 return
             self._seal()
         else:

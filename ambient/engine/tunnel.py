@@ -56,6 +56,8 @@ __all__ = [
 MAX_CONTROL_BACKLOG_BYTES = 64 * 1024
 # A rejected request that goes on is answered all the same; picked, not measured.
 REJECT_PATIENCE = 1.0
+# The largest frame: with its header a whole number of TLS records.
+_LARGEST_FRAME_BYTES = READ_BYTES - FRAME_HEADER_BYTES
 # DATA in frames of the smallest maximum is cut so that header and payload fill one TLS record.
 _RECORD_PAYLOAD_BYTES = 16 * 1024 - FRAME_HEADER_BYTES
 
@@ -100,6 +102,8 @@ class TunnelConnection:
 
     Attributes:
         dirty: It is to be flushed when the batch ends.
+        frames, payload: Where DATA is framed, with room for a frame header in front and without.
+        largest_frame: So much of it at a time: what the peer takes, if there is room for that.
         waiting: The streams that wait for room.
         peer_identity: From the peer's certificate; the identity of every stream.
         peer_address: (ip, port) of the TCP connection.
@@ -108,8 +112,8 @@ class TunnelConnection:
     __slots__ = (
         "_control_bytes", "_first", "_goodbye", "_handlers", "_heard", "_late", "_limits",
         "_on_available", "_on_closed", "_on_rejected", "_on_request", "_opening", "_ping", "_pinged",
-        "_pinged_at", "_streams_total", "channel", "closed", "dirty", "frames",
-        "local_address", "peer_address", "peer_identity", "reactor", "waiting", "wire",
+        "_pinged_at", "_streams_total", "channel", "closed", "dirty", "frames", "largest_frame",
+        "local_address", "payload", "peer_address", "peer_identity", "reactor", "waiting", "wire",
     )  # fmt: skip
 
     def __init__(
@@ -139,7 +143,8 @@ class TunnelConnection:
         self.peer_identity = channel.peer_identity
         self.peer_address = channel.peer_address
         self.local_address = channel.local_address
-        self.frames = reactor.frame_buffer
+        self.frames, self.payload = reactor.frame_buffer, reactor.frame_payload
+        self.largest_frame = self.wire.peer_max_frame
         self.closed = False
         self._opening: dict[Stream, _Opening] = {}
         # One timer for all answers that are awaited: nearly all come long before it.
@@ -381,6 +386,7 @@ class TunnelConnection:
             self._make_room(event.stream)
 
     def _on_settings(self, event: events.SettingsReceived) -> None:
+        self.largest_frame = min(self.wire.peer_max_frame, _LARGEST_FRAME_BYTES)
         self._wake()
         if self._on_available is not None:
             self.reactor.call_soon(self._on_available, self.crashed)

@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from ambient.engine.channel import NOTHING, PUMP_BLOCKED, Data, Receiver, SocketChannel, tell_closed
-from ambient.engine.reactor import READ_BYTES, SLOT_BYTES, SLOTS
+from ambient.engine.reactor import SLOT_BYTES, SLOTS
 from ambient.errors import AmbientError
 from ambient.own_code import own_code
 from ambient.wire.hbone_events import Stream
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 Headers: TypeAlias = tuple[tuple[str, str], ...]
 
 _SLOT_PAYLOAD_BYTES = SLOT_BYTES - FRAME_HEADER_BYTES
-# The largest frame: with its header a whole number of TLS records.
-_FRAME_BYTES = READ_BYTES - FRAME_HEADER_BYTES
 # Where the peer takes frames of this size, a read becomes one frame; below, one for each TLS record.
 _LARGE_FRAME_BYTES = SLOTS * SLOT_BYTES
 
@@ -296,20 +294,20 @@ class TunnelStream(Stream):
 
     def pump(self, sock: socket.socket) -> int:
         """Read from *sock* what the windows allow, straight into frames; see ``set_pump``."""
-        connection = self.connection
-        wire = connection.wire
         if not self.live or self._eof_wanted:
             return PUMP_BLOCKED
+        connection = self.connection
+        wire = connection.wire
         room = self.send_window
         if wire.send_window < room:
             room = wire.send_window
-        if self._out or room <= 0 or connection.channel.full:
+        if room <= 0 or self._out or connection.channel.full:
             self._wants_room = True
             connection.wait_for_room(self)
             return PUMP_BLOCKED
-        if wire.peer_max_frame >= _LARGE_FRAME_BYTES:
-            limit = wire.peer_max_frame if wire.peer_max_frame < _FRAME_BYTES else _FRAME_BYTES
-            return self._pump_one(sock, room if room < limit else limit)
+        largest = connection.largest_frame
+        if largest >= _LARGE_FRAME_BYTES:
+            return self._pump_one(sock, room if room < largest else largest)
         if self._bulk and room >= SLOTS * _SLOT_PAYLOAD_BYTES:
             return self._pump_slots(sock)
         limit = min(room, _SLOT_PAYLOAD_BYTES)
@@ -319,16 +317,15 @@ class TunnelStream(Stream):
 
     def _pump_one(self, sock: socket.socket, limit: int) -> int:
         """One recv, one frame."""
-        reactor = self.connection.reactor
-        size = sock.recv_into(reactor.frame_payload, limit)
+        connection = self.connection
+        frames = connection.frames
+        size = sock.recv_into(connection.payload, limit)
         if size:
-            connection = self.connection
             wire = connection.wire
             if wire.output:
                 connection.push()
-            frames = reactor.frame_buffer
             pack_data_header(frames, 0, size << 8, self.stream_id)
-            if reactor.alone:
+            if connection.reactor.alone:
                 connection.channel.write_alone(frames[: FRAME_HEADER_BYTES + size])
             else:
                 connection.channel.write(frames[: FRAME_HEADER_BYTES + size])

@@ -4,8 +4,9 @@ Pure. One table, first match wins; *now* and what the past was are arguments::
 
     namespace gone                 wait 2 s (its end is usually on its way to us), then give up
     namespace another one          leave the old one, enroll in the new one
-    a port held by a stranger      give up: no repair takes a socket away from its process; without a ztunnel
-                                   wait 5 s for it, for an agent that has just come knows none yet
+    a port held by a stranger      give up: no repair takes a socket away from its process; unless a ztunnel
+                                   serves, wait 5 s: an agent that has just come knows none yet, or only
+                                   one that was replaced
     a port without listener        ask ztunnel to listen; one that has just come is given 30 s to open all of
                                    the node's; without one wait 5 s for it, then give up
     rules or routes other          put them back
@@ -162,7 +163,7 @@ def _verdict(seen: Seen, wrong_for: float, ztunnel: Ztunnel) -> Verdict:
     if seen.namespace is Namespace.OTHER:
         return Repair(What.NAMESPACE, "its network namespace was replaced")
     if seen.listeners is Listeners.FOREIGN:
-        unknown = ztunnel is Ztunnel.AWAY and wrong_for < ZTUNNEL_SECONDS
+        unknown = ztunnel is not Ztunnel.THERE and wrong_for < ZTUNNEL_SECONDS
         return Wait() if unknown else GiveUp(seen.detail)
     if seen.listeners is Listeners.MISSING:
         return _without_listener(seen.detail, wrong_for, ztunnel)

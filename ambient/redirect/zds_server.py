@@ -42,6 +42,12 @@ NAMED_AT_ONCE = 32
 # How often it is looked whether ztunnels can still find us; picked, not measured.
 PATH_SECONDS = 1.0
 
+# A ztunnel that has lost its agent dials it again after 1.2 s at the most; before that it is not known
+# whether it still carries connections of a pod that drains. Picked.
+RETURN_SECONDS = 2.0
+# How often it is looked who has not come back; picked, not measured.
+LOOK_SECONDS = 0.5
+
 Named: TypeAlias = tuple[WorkloadInfo, int]
 
 
@@ -67,6 +73,9 @@ class ZdsServer:
         self._latest: ZtunnelLink | None = None
         self._arrived = trio.Event()
         self._draining: dict[str, set[ZtunnelLink]] = {}
+        # Drained as far as those say who are here, and when it is so: who may come back may have more of it.
+        self._perhaps_drained: dict[str, float] = {}
+        self._all_are_back = 0.0
         self._store = FdStore()
         self._served: dict[str, SpiffeId] = {}
 
@@ -92,6 +101,8 @@ class ZdsServer:
         listener = _listen(self._path)
         try:
             async with trio.open_nursery() as nursery:
+                self._all_are_back = trio.current_time() + RETURN_SECONDS
+                nursery.start_soon(self._miss_nobody)
                 task_status.started()
                 while True:
                     with trio.move_on_after(PATH_SECONDS):
@@ -149,9 +160,10 @@ class ZdsServer:
         """
         # First of all: who empties the queue and closes must be the last to hold it.
         self._serve_no_more(uid)
-        waiting = self._draining.setdefault(uid, set())
-        for link in tuple(self._links):
-            waiting.add(link)
+        links = tuple(self._links)
+        # All of them before the first is asked: its word that nothing is left must not be the last.
+        self._draining.setdefault(uid, set()).update(links)
+        for link in links:
             await self._ask_to_delete(link, uid)
 
     async def _ask_to_delete(self, link: ZtunnelLink, uid: str) -> None:
@@ -232,6 +244,11 @@ class ZdsServer:
 
     async def _add_named(self, link: ZtunnelLink, workload: WorkloadInfo, netns: int) -> None:
         error = await link.request(lambda: link.wire.add(workload), [netns], ADD_DEADLINE)
+        if error and trio.current_time() < self._all_are_back:
+            # The one before it may listen there still, and has not come yet to hand that over.
+            await trio.sleep_until(self._all_are_back)
+            await self._pass_listeners(link, workload.uid)
+            error = await link.request(lambda: link.wire.add(workload), [netns], ADD_DEADLINE)
         if error:
             self.on_refused(workload.uid, error)
 
@@ -278,15 +295,35 @@ class ZdsServer:
         if waiting is None:
             return
         waiting.discard(link)
-        if not waiting:
-            del self._draining[uid]
-            self.on_drained(uid)
+        if waiting:
+            return
+        if trio.current_time() < self._all_are_back:
+            self._perhaps_drained[uid] = self._all_are_back
+            return
+        del self._draining[uid]
+        self.on_drained(uid)
+
+    async def _miss_nobody(self) -> None:
+        """Tell of those who are drained because whoever might have had more of them has not come back."""
+        while True:
+            await trio.sleep(LOOK_SECONDS)
+            now = trio.current_time()
+            for uid in [uid for uid, due in self._perhaps_drained.items() if now >= due]:
+                del self._perhaps_drained[uid]
+                # Of one that is enrolled again nobody waits to hear, and who came back has been asked.
+                if self._draining.get(uid) == set():
+                    del self._draining[uid]
+                    self.on_drained(uid)
 
     def _forget(self, link: ZtunnelLink) -> None:
         self._links.remove(link)
         link.settled.set()  # Whoever waits for it is to look for another one.
-        for waiting in self._draining.values():
-            waiting.discard(link)
+        for uid, waiting in self._draining.items():
+            if link in waiting:
+                waiting.discard(link)
+                if not waiting:
+                    # If its process has ended, so have its connections.
+                    self._perhaps_drained[uid] = trio.current_time() + RETURN_SECONDS
         if self._latest is link:
             # An older ztunnel beside it is on its way out: nothing new is for that one.
             self._latest = None

@@ -103,6 +103,7 @@ class HboneConnection(StreamTable):
         events: list[Event] = []
         self._events = events
         self._batch = None
+        self._between = False
         try:
             self._parse(data)
         except HboneError as exc:
@@ -110,6 +111,7 @@ class HboneConnection(StreamTable):
             self.output += f.goaway(self._last_peer_id, exc.code, str(exc).encode()[:MAX_DEBUG_BYTES])
             exc.events = events
             raise
+        self._between = not (self._left or self._wanted or self._preface or self._block_stream)
         return events
 
     @property

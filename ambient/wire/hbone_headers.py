@@ -39,7 +39,11 @@ REMEMBERED_NAMES = 64
 MAX_REMEMBERED_BYTES = 1024
 MAX_REMEMBERED_REQUESTS = 4
 VARYING_FIELDS = 2
-_VARYING = frozenset(("baggage", "forwarded", "traceparent"))
+# The usual ones, and what they add to a list at the most.
+_ENDING = re.compile(
+    rb"\x00\x09forwarded([\x00-\x7e])((?! )[ -~]*(?<! ))\x00\x0btraceparent([\x00-\x7e])((?! )[ -~]*(?<! ))"
+)
+ENDING_LIST_BYTES = 512
 # Answers whose block is kept: there is one for each pod of the node. Picked, not measured.
 REMEMBERED_ANSWERS = 256
 _BLANKS = (b" ", b"\t")
@@ -116,19 +120,11 @@ class HeaderDecoder:
 
 
 class _Known(NamedTuple):
-    """How a block began, and what these fields say.
-
-    Attributes:
-        begin: Whole fields.
-        size: Their size as a list.
-        names, ending: Of the two fields that follow, and what finds their values; None: they are unusual.
-    """
+    """How a block began: whole fields, what they say, and their size as a list."""
 
     begin: bytes
     request: Request
     size: int
-    names: tuple[str, str]
-    ending: re.Pattern[bytes] | None
 
 
 class RequestReader:
@@ -161,30 +157,24 @@ class RequestReader:
         end = ends[len(kept) - 1]
         if len(kept) < pseudo or end > MAX_REMEMBERED_BYTES:
             return
+        size = list_bytes(kept)
+        if size > MAX_HEADER_LIST_BYTES - ENDING_LIST_BYTES:
+            return
         known = request._replace(headers=request.headers[: len(kept) - pseudo])
-        first, second = (name.decode("latin-1") for name, _ in fields[-VARYING_FIELDS:])
-        ending = _ending(first, second) if {first, second} <= _VARYING else None
         del self._known[MAX_REMEMBERED_REQUESTS - 1 :]
-        self._known.insert(0, _Known(block[:end], known, list_bytes(kept), (first, second), ending))
-
-
-@functools.cache
-def _ending(first: str, second: str) -> re.Pattern[bytes]:
-    """What two fields of these names look like that are literals with ordinary values of up to 126 bytes."""
-    value = rb"([\x00-\x7e])((?! )[ -~]*(?<! ))"
-    return re.compile(value.join((re.escape(_field_name(first)), re.escape(_field_name(second)), b"")))
+        self._known.insert(0, _Known(block[:end], known, size))
 
 
 def _as_before(known: _Known, block: bytes) -> Request | None:
-    """``_completed`` of a block that differs from an earlier one by two short values, which always fit."""
-    begin, request, _, (first, second), ending = known
-    found = ending.fullmatch(block, len(begin)) if ending is not None else None
+    """``_completed`` of a block that ends as our own do: with two literals of up to 126 ordinary bytes."""
+    found = _ENDING.fullmatch(block, len(known.begin))
     if found is None:
         return None
     size, one, other_size, two = found.groups()
     if size[0] != len(one) or other_size[0] != len(two):
         return None
-    headers = (*request.headers, (first, one.decode()), (second, two.decode()))
+    request = known.request
+    headers = (*request.headers, ("forwarded", one.decode()), ("traceparent", two.decode()))
     return Request(request.method, request.authority, "", headers)
 
 

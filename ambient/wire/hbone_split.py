@@ -55,8 +55,8 @@ class FrameSplitter(ABC):
     """
 
     __slots__ = (
-        "_batch", "_broken", "_current", "_ending", "_events", "_left", "_pad_unknown", "_padding",
-        "_preface", "_stash", "_wanted", "message_end",
+        "_batch", "_between", "_broken", "_current", "_ending", "_events", "_left", "_pad_unknown",
+        "_padding", "_preface", "_stash", "_wanted", "message_end",
     )  # fmt: skip
 
     def __init__(self, *, preface: bool) -> None:
@@ -69,6 +69,7 @@ class FrameSplitter(ABC):
         self._padding = 0
         self._ending: Stream | None = None  # Ends with the current frame.
         self._events: list[Event] = []
+        self._between = not preface  # What comes next begins a frame, of any kind.
         self._broken = False
         self.message_end = 0
         self._batch: DataReceived | None = None  # The event that further slices of its stream join.
@@ -139,7 +140,7 @@ class FrameSplitter(ABC):
         on mean.
         """
         left = len(data) - position
-        if left < 9 or self._left or self._wanted or self._preface or self._broken:
+        if left < 9 or not self._between:
             return None
         size_and_kind, flags, stream_id = unpack_header(data, position)
         size = size_and_kind >> 8

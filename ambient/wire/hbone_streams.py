@@ -171,13 +171,7 @@ class StreamTable(FrameSplitter):
 
     def _usual_end(self, stream_id: int) -> Stream | None:
         stream = self.streams.get(stream_id)
-        if (
-            stream is None
-            or stream.remote_closed
-            or not stream.answered
-            or stream.rejection is not None
-            or self._block_stream
-        ):
+        if stream is None or stream.remote_closed or not stream.answered or stream.rejection is not None:
             return None
         self._empty_data = 0
         self._batch = None

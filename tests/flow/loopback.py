@@ -276,7 +276,7 @@ def info_of(workload: Workload) -> WorkloadInfo:
 async def until(condition: Callable[[], object]) -> None:
     """Wait for *condition*; five seconds is for ever here."""
     with trio.fail_after(5):
-        while not condition():  # noqa: ASYNC110 - a condition of the reactor has no event.
+        while not condition():  # noqa: ASYNC110 - a condition of the reactor or of a daemon has no event.
             await trio.sleep(0.002)
 
 

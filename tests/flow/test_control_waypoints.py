@@ -9,6 +9,7 @@ from ambient.engine.rpc import RpcError
 from ambient.errors import ConfigError
 from ambient.model.workload import Protocol
 from tests.flow.fake_mesh import FakeDaemon, FakeMesh, fake_mesh
+from tests.flow.loopback import until
 from tests.flow.test_control_bringup import SHOP
 
 API = "shop/api.shop.svc.cluster.local"
@@ -60,9 +61,7 @@ async def test_a_waypoint_is_removed_after_everybody_stopped_using_it() -> None:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lambda: mesh.desk.call("waypoint_delete", namespace="shop", name="waypoint"))
-            with trio.fail_after(5):
-                while waypoint_of(slow):
-                    await mesh.cluster.bell.next().wait()
+            await until(lambda: not waypoint_of(slow))
             assert len(mesh.fabric.pods) == 4
             await slow.release()
 

@@ -399,6 +399,7 @@ async def test_a_new_agent_reads_from_the_kernel_what_the_old_one_did(tmp_path: 
         it.agent.cancel()
         await wait_for(lambda: not os.path.exists(it.path))
         assert it.standing() is Standing.CAPTURED
+        ztunnel.close()  # Or it would be in the way of the next one.
 
         control, ztunnel = await it.start_agent(), await it.start_ztunnel()
         await control.name(it.wanted)

@@ -114,3 +114,26 @@ def test_dialling_from_inside_with_a_foreign_source(netns: int) -> None:
             assert address[0] == "::ffff:127.9.9.9"
         results[0].abort()
     reactor.close()
+
+
+def test_who_makes_many_keeps_the_way_back(netns: int) -> None:
+    """Home again after each, also after one that fails; and nothing stays open that the loop had opened."""
+    home, open_before = here(), len(os.listdir("/proc/self/fd"))
+    results: list[Any] = []
+    reactor = Reactor()
+    with listen_in(netns, 0) as listener, open("/dev/null") as stranger:
+        address = ("127.0.0.1", listener.getsockname()[1])
+        for fd in (netns, stranger.fileno(), netns):
+            dial(reactor, address, results.append, netns_fd=fd)
+            assert here() == home
+        with pytest.raises(OSError, match="not supported"):
+            socket_in(netns, 0xFFFF, home=reactor.home())
+        assert here() == home
+        while len(results) < 3:
+            reactor.run_once(5)
+    failed, *connected = sorted(results, key=lambda each: not isinstance(each, OSError))
+    assert "cannot enter" in str(failed)
+    for channel in connected:
+        channel.abort()
+    reactor.close()
+    assert len(os.listdir("/proc/self/fd")) == open_before

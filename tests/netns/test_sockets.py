@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from contextlib import ExitStack
 
 import pytest
@@ -28,6 +29,15 @@ def connected(stack: ExitStack, netns: int, host: str, client: str) -> socket.so
     return sock
 
 
+def until_routed(netns: int, host: str) -> None:
+    """Wait for the way to an address of IPv6, which the kernel makes a moment after the address."""
+    deadline = time.monotonic() + DEADLINE
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket_in(netns, family, socket.SOCK_DGRAM) as sock:
+        while sock.connect_ex((host, 9)) and time.monotonic() < deadline:
+            time.sleep(0.002)
+
+
 @pytest.mark.parametrize(
     ("host", "client"), [("10.9.0.1", "10.9.0.2"), ("fd09::1", "fd09::2")], ids=["IPv4", "IPv6"]
 )
@@ -38,6 +48,7 @@ def test_what_is_open_is_told_from_what_listens(host: str, client: str) -> None:
     with NetlinkSocket(netns) as nl:
         for address in (host, client):
             nl.add_address("lo", f"{address}/{128 if ':' in address else 32}")
+    until_routed(netns, host)
     with ExitStack() as stack:
         assert sockets.established(netns) == ()
         stack.enter_context(listen_in(netns, 0))

@@ -45,9 +45,11 @@ ACCEPTED = (
     Accepted("ours", "flood of", "10.5: limits against floods are an endpoint's own"),
     Accepted("ours", "RST_STREAM on idle stream", "6.4: MUST be a connection error; h2 ignores it"),
     Accepted("ours", "HEADERS on closed stream", "5.1, closed: after END_STREAM a connection error"),
+    Accepted("ours", "CONTINUATION without HEADERS", "6.10: MUST be a connection error; h2: not if reset"),
     # h2 is the stricter: it ends the connection where RFC 9113 asks for a stream error only.
     Accepted("h2", "Trailers must have END_STREAM", "8.1.1: malformed, a stream error"),
     Accepted("h2", "pseudo-header in trailer", "8.1, 8.1.1: malformed, a stream error"),
+    Accepted("h2", "duplicate pseudo-header", "8.3, 8.1.1: malformed, a stream error"),
     Accepted("h2", "uppercase header name", "8.2.1, 8.1.1: malformed, a stream error"),
     Accepted("h2", "Connection-specific header", "8.2.2, 8.1.1: malformed, a stream error"),
     Accepted("h2", "missing mandatory", "8.3.1, 8.1.1: malformed, a stream error"),

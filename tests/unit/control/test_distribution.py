@@ -13,8 +13,8 @@ import trio.testing
 
 from ambient.control.bell import Bell
 from ambient.control.distribution import (
+    LONGEST_UPDATE_SECONDS,
     UPDATE_SECONDS,
-    UPDATES_PER_SECOND,
     Differences,
     Distribution,
     Link,
@@ -214,7 +214,7 @@ async def test_an_update_that_cannot_be_applied_is_remembered(caplog: pytest.Log
 
 
 @pytest.mark.parametrize(
-    ("crowd", "seconds"), [(1, UPDATE_SECONDS), (4, UPDATE_SECONDS), (UPDATES_PER_SECOND, 1.0)]
+    ("crowd", "seconds"), [(1, UPDATE_SECONDS), (4, UPDATE_SECONDS), (8, 0.1), (80, LONGEST_UPDATE_SECONDS)]
 )
 def test_a_stream_of_updates_goes_out_together(crowd: int, seconds: float) -> None:
     """The first at once; those that follow it within a moment as one. The more daemons, the longer it is."""

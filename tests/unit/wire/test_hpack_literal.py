@@ -186,6 +186,22 @@ def test_what_is_too_large_is_not_read_quickly() -> None:
     assert reader.read(block + b"\x90" * 280) is None
 
 
+def test_no_ending_makes_a_request_too_large() -> None:
+    """What begins so that only a short ending fits is not remembered."""
+    # 0x90 is "accept-encoding: gzip, deflate" of the static table: 60 bytes of a list.
+    ending = _FORWARDED + b"\x7e" + b"x" * 126 + _TRACEPARENT + b"\x01y"
+    too_large = []
+    for count in range(255, 270):
+        reader = h.RequestReader()
+        begin = h.encode_request("10.0.0.1:80", ()) + b"\x90" * count
+        usual = begin + b"\x90" * h.VARYING_FIELDS
+        reader.learn(usual, h.read_request(h.HeaderDecoder().decode(usual)))
+        if h.list_bytes(h.HeaderDecoder().decode(begin + ending)) > h.MAX_HEADER_LIST_BYTES:
+            too_large.append(count)
+            assert reader.read(begin + ending) is None
+    assert too_large
+
+
 def test_the_decoder_stays_in_step() -> None:
     """A block that was read here leaves the table as it was."""
     encoder, decoder = hpack.Encoder(), h.HeaderDecoder()
