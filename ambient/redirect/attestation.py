@@ -11,6 +11,7 @@ where its rules are those of the legacy iptables, which have no generation and a
 
 from __future__ import annotations
 
+import itertools
 import logging
 import select
 import time
@@ -53,6 +54,9 @@ _Found = TypeVar("_Found", Holders, DoorHolders)
 PAUSE_SECONDS = 0.05
 # Looked without a break for so long, then others may run: a look takes 40 us, the first at a pod 2 ms.
 LOOKING_SECONDS = 0.002
+# A round is spread over its second, so that no enrollment waits for all of it: pods that are looked at
+# together, and how many parts there are at the most, for each is a wake-up. Picked.
+TOGETHER, MOST_PARTS = 10, 20
 # Older connections of one pod that are asked for at one look, 6 us each; the rest when these have ended.
 MAX_CONNECTIONS_ASKED = 64
 
@@ -218,13 +222,23 @@ class Attestor:
     async def _every_second(self) -> None:
         while True:
             started = trio.current_time()
-            rested = started
-            for _ in self._looks():
-                if trio.current_time() - rested > LOOKING_SECONDS:
-                    await trio.lowlevel.checkpoint()
-                    rested = trio.current_time()
+            looks, number = self._looks(), len(self._subjects)
+            parts = min(-(-number // TOGETHER), MOST_PARTS) or 1
+            for part in range(1, parts + 1):
+                share = -(-number // parts)
+                await self._take_turns(itertools.chain(itertools.islice(looks, share), self._first_looks()))
+                await trio.sleep_until(started + CHECK_SECONDS * part / parts)
+            await self._take_turns(looks)
             self.on_round()
-            await trio.sleep_until(started + CHECK_SECONDS)
+
+    async def _take_turns(self, looks: Iterator[None]) -> None:
+        """Look, and let others run in between."""
+        rested = trio.current_time()
+        for _ in looks:
+            if trio.current_time() - rested > LOOKING_SECONDS:
+                await trio.lowlevel.checkpoint()
+                rested = trio.current_time()
+        self._sockets = None
 
     def look_at_all(self) -> None:
         """One round, without rest; what ``run`` does once a second."""
@@ -238,6 +252,13 @@ class Attestor:
             self._look(uid)
             yield
         self._sockets = None
+
+    def _first_looks(self) -> Iterator[None]:
+        """At those that were enrolled since the round began."""
+        for uid, subject in tuple(self._subjects.items()):
+            if uid not in self._watched and subject.attestable:
+                self._look(uid)
+                yield
 
     async def _on_events(self) -> None:
         while True:

@@ -111,7 +111,7 @@ async def run_case(run_dir: Path, *, wire: Wire, **what: Any) -> dict[str, Any]:
 
 async def _measure(mesh: Fabric, case: Case, traffic: Child, probe: Child) -> dict[str, Any]:
     await traffic.ask(f"open before {LONG}")
-    await _settle(mesh)
+    await _settle(mesh, probe)
     before = _holdings(mesh)
     await traffic.ask("start")
     counts = _Counts()
@@ -198,10 +198,12 @@ def _row(
     }
 
 
-async def _settle(mesh: Fabric) -> None:
-    """One enrollment without traffic: what daemons open once and keep is not a leak."""
-    for mode in ("ambient", "none"):
-        await mesh.call("enroll", targets=[_TARGET], mode=mode, timeout=DEADLINE)
+async def _settle(mesh: Fabric, probe: Child) -> None:
+    """One enrollment with a connection to each pod: what daemons open once and keep is not a leak."""
+    await mesh.call("enroll", targets=[_TARGET], mode="ambient", timeout=DEADLINE)
+    for name in PODS:
+        await probe.ask(f"watch {mesh.pod(name).addresses[0]}")
+    await mesh.call("enroll", targets=[_TARGET], mode="none", timeout=DEADLINE)
     await trio.sleep(1.0)
 
 

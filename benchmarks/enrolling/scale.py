@@ -52,7 +52,7 @@ async def run_scale(run_dir: Path, *, pods: int, cni: str, wire: Wire) -> dict[s
         many = [pod for pod in mesh.pods.values() if pod.namespace == NAMESPACE]
         row: dict[str, Any] = {"rules": "ambient", "cni": cni, "pods": len(many), "nodes": nodes}
         row["rules_ms"] = quantiles([_rules_alone(pod) for pod in many[:RULES_ALONE]])
-        await _enroll(mesh, "none")  # Nothing to do, but every daemon has answered once.
+        await _settle(mesh, many)
         before = holdings(_pids(mesh), [pod.netns for pod in many])
         row["alone_ms"] = quantiles(await _singly(mesh, many[:SINGLY]))
         row |= {"enroll_ms": quantiles(await _paced(mesh, many)), "paced_per_second": PODS_PER_SECOND}
@@ -62,6 +62,12 @@ async def run_scale(run_dir: Path, *, pods: int, cni: str, wire: Wire) -> dict[s
         row["release_seconds"] = round((await _enroll(mesh, "none"))[0], 2)
         row["leaked"] = sum((await _left(mesh, many, before)).values())
         return row
+
+
+async def _settle(mesh: Fabric, pods: Sequence[Pod]) -> None:
+    """A connection on each node: what daemons open once and keep is not a leak."""
+    await _singly(mesh, list({pod.node: pod for pod in pods}.values()))
+    await trio.sleep(1.0)
 
 
 def _rules_alone(pod: Pod) -> float:

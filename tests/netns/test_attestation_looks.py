@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import pytest
+import trio
 
 from ambient.engine.netns import in_netns, listen_in
-from ambient.redirect import backend
+from ambient.redirect import attestation, backend
 from ambient.redirect.attestation import Attestor, RulesAsked
 from ambient.redirect.attestation_plan import GiveUp, Repair, What
 from ambient.redirect.backends import Backend, IptablesLegacy
@@ -20,6 +21,7 @@ from ambient.redirect.plan import DNS_CAPTURE_PORT, Capture
 from ambient.redirect.pod_capture import Existing
 from ambient.redirect.sockets import PROXY_PORTS
 from tests.lab import DEADLINE, POD_SYSCTLS, in_namespaces, make_netns
+from tests.netns.test_agent import wait_for
 from ztunnel.network import NAME_HOSTS, name_sockets
 
 
@@ -223,3 +225,24 @@ def test_listeners_opened_between_two_looks_are_not_a_strangers() -> None:
         next(looks)
 
         assert [each.verdicts for each in pods] == [[], []]
+
+
+@in_namespaces
+async def test_a_round_is_spread_over_its_second() -> None:
+    """All at once they would be in the way of whoever is enrolled meanwhile."""
+    pods = [Pod(Capture()) for _ in range(2 * attestation.TOGETHER)]
+    for pod in pods:
+        pod.listen()
+    with attesting(pods) as attestor:
+        late = pods[-1]
+        late.attestable = False
+        attestor.look_at_all()
+        before = attestor.statistics().checks
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(attestor._every_second)
+            await wait_for(lambda: attestor.statistics().checks > before)
+            assert attestor.statistics().checks - before == attestation.TOGETHER
+            # Its place in the round is at the end, but nothing is known of it yet.
+            late.attestable = True
+            await wait_for(lambda: f"pod-{len(pods) - 1}" in attestor._watched)
+            nursery.cancel_scope.cancel()
