@@ -52,6 +52,15 @@ class Child:
             await self._input.aclose()
             await self._output.aclose()
 
+    async def ready(self) -> None:
+        """Wait for the first line of one that begins with "ready".
+
+        Raises:
+            EOFError: the process has ended.
+        """
+        line = await self.read_line()
+        assert line == b"ready", line
+
     async def say(self, line: str) -> None:
         """Send a line."""
         await self._input.send_all(line.encode() + b"\n")

@@ -110,6 +110,7 @@ async def run_case(run_dir: Path, *, wire: Wire, **what: Any) -> dict[str, Any]:
 
 
 async def _measure(mesh: Fabric, case: Case, traffic: Child, probe: Child) -> dict[str, Any]:
+    await probe.ready()
     await traffic.ask(f"open before {LONG}")
     await _settle(mesh, probe)
     before = _holdings(mesh)

@@ -31,7 +31,7 @@ async def paced(mesh: Fabric, pods: Sequence[Pod], rate: float = PODS_PER_SECOND
         watchers = {node: await stack.enter_async_context(_watcher(mesh, node)) for node in mesh.nodes}
         for watcher in watchers.values():
             # Four interpreters that start take both cores for half a second.
-            assert await watcher.read_line() == b"ready"
+            await watcher.ready()
         with trio.move_on_after(len(pods) / rate + PATIENCE_SECONDS):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_send, mesh, pods, rate, watchers, sent)

@@ -2,6 +2,8 @@
 
     python -m benchmarks.enrolling.probe <netns fd> [<patience>]    # "watch ADDRESS" a line; answers the time
 
+It says "ready" first: an interpreter that starts is no part of what is measured.
+
 Asks for a port on which nothing listens. Refused means that the pod's own kernel answered; connected, that
 the rules of enrollment led to the proxy.
 """
@@ -45,6 +47,7 @@ def is_captured(netns: int, address: str) -> bool:
 
 def main() -> None:
     """Answer until stdin closes."""
+    print("ready", flush=True)
     netns, patience = int(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else DEADLINE
     for line in sys.stdin:
         print(first_captured(netns, line.split()[1], patience), flush=True)

@@ -98,6 +98,7 @@ async def _singly(mesh: Fabric, pods: Sequence[Pod]) -> list[float]:
             observer = mesh.pod(f"observer-{node}").netns
             child = Child("benchmarks.enrolling.probe", str(observer), fds=[observer])
             probes[node] = await stack.enter_async_context(child)
+            await child.ready()
         for pod in pods:
             waited.append(await _one(mesh, pod, probes[pod.node]))
         _say(f"{len(pods)} pods enrolled one after the other")
