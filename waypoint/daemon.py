@@ -43,7 +43,7 @@ class Daemon:
     def __init__(self, reactor: Reactor, settings: Settings, role: str, control: socket.socket) -> None:
         self._reactor = reactor
         self._settings = settings
-        self._follow = Follow(control)
+        self._follow = Follow(control, reactor=reactor)
         self._svids = SvidCache(self._follow)
         self._identity = SpiffeId(DEFAULT_TRUST_DOMAIN, settings.namespace, settings.service_account)
         self._journal = Journal(reactor, RequestMetrics(settings.cluster), lines=settings.access_log)

@@ -75,7 +75,7 @@ class Daemon:
         self._headroom = reactor.headroom
         self._headroom.on_refused = RefusalLog(reactor, log.warning).refused
         self._headroom.limit_by_rlimit()
-        self._follow = Follow(control)
+        self._follow = Follow(control, reactor=reactor)
         self._svids = SvidCache(self._follow)
         self._reactor = reactor
         self._levels = Levels()
