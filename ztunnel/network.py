@@ -72,8 +72,8 @@ class PodNetwork(Protocol):
 
     def dial(
         self, address: Address, on_done: OnDialled, *, source: str = "", live: Container[Address] = ()
-    ) -> Cancellable:
-        """Connect from the pod to *address*; *on_done* is never called before this returns.
+    ) -> Cancellable | None:
+        """Connect from the pod to *address*; None: *on_done* has the socket already.
 
         Args:
             source: The client's ip, if the connection is to carry it.
@@ -128,13 +128,13 @@ class NetnsNetwork:
 
     def dial(
         self, address: Address, on_done: OnDialled, *, source: str = "", live: Container[Address] = ()
-    ) -> Cancellable:
+    ) -> Cancellable | None:
         """Connect from inside; a pod that calls itself keeps its address anyway, so nothing is spoofed."""
         if not source or source == address[0]:
             return self.dial_from(address, on_done, None)
-        return _SpoofedDial(self, self._ports, address, on_done, source, live)
+        return _SpoofedDial(self, self._ports, address, on_done, source, live).begin()
 
-    def dial_from(self, address: Address, on_done: OnDialled, source: Address | None) -> Cancellable:
+    def dial_from(self, address: Address, on_done: OnDialled, source: Address | None) -> Cancellable | None:
         """One attempt, from exactly *source* if it is given."""
         return dial_socket(
             self._reactor,
@@ -256,19 +256,25 @@ class _SpoofedDial:
         self._source = source
         self._live = live
         self._attempt = 0
-        self._dialling = self._dial()
+        self._dialling: Cancellable | None = None
+
+    def begin(self) -> Cancellable | None:
+        """The first try; None: it has connected."""
+        self._dial()
+        return self if self._dialling is not None else None
 
     def cancel(self) -> None:
-        self._dialling.cancel()
+        if self._dialling is not None:
+            self._dialling.cancel()
 
-    def _dial(self) -> Cancellable:
+    def _dial(self) -> None:
         port = self._ports.candidate(self._attempt, self._source, self._live)
-        return self._network.dial_from(self._address, self._dialled, (self._source, port))
+        self._dialling = self._network.dial_from(self._address, self._dialled, (self._source, port))
 
     def _dialled(self, result: socket.socket | OSError) -> None:
         self._attempt += 1
         taken = isinstance(result, OSError) and result.errno in _PORT_TAKEN
         if taken and self._attempt < MAX_ATTEMPTS:
-            self._dialling = self._dial()
+            self._dial()
         else:
             self._on_done(result)

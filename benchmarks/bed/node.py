@@ -94,7 +94,7 @@ class LoopbackNetwork:
 
     def dial(
         self, address: Address, on_done: OnDialled, *, source: str = "", live: Container[Address] = ()
-    ) -> Cancellable:
+    ) -> Cancellable | None:
         """From this pod's address, or from the client's, as in a pod."""
         return dial_socket(self._reactor, address, on_done, source=(source or self._ip, 0))
 

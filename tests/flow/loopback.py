@@ -71,7 +71,7 @@ class LoopbackNetwork:
 
     def dial(
         self, address: Address, on_done: OnDialled, *, source: str = "", live: Container[Address] = ()
-    ) -> Cancellable:
+    ) -> Cancellable | None:
         """From this pod's address, or from the client's."""
         address = self.upstreams.get(address[0], address)
         return dial_socket(self._reactor, address, on_done, source=(source or self.ip, 0))
