@@ -298,6 +298,31 @@ def test_a_listener_survives_its_callback(loop: Any) -> None:
     loop.do(listener.close)
 
 
+def test_what_a_listener_accepts_resets_unless_it_ends_well(loop: Any) -> None:
+    """If it is told so: whoever was not served must not take our end for his application's."""
+    channels: list[SocketChannel] = []
+
+    def accepted(sock: socket.socket) -> None:
+        channels.append(SocketChannel(loop.reactor, sock, resets=True))
+
+    sock = listen_in(None, 0, host="127.0.0.1")
+    listener = loop.do(lambda: Listener(loop.reactor, sock, accepted, resets=True))
+    with (
+        socket.create_connection(listener.address, 10) as dropped,
+        socket.create_connection(listener.address, 10) as served,
+    ):
+        loop.until(lambda: len(channels) == 2)
+        loop.do(channels[0].detach).close()
+        with pytest.raises(ConnectionResetError):
+            dropped.recv(1)
+        loop.do(channels[1].close)
+        served.shutdown(socket.SHUT_WR)
+        assert served.recv(1) == b""
+        loop.until(lambda: channels[1].closed)
+        assert served.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+    loop.do(listener.close)
+
+
 def test_a_listener_without_descriptors_waits(loop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """EMFILE must not burn the CPU, and must heal by itself."""
     accepted: list[socket.socket] = []
