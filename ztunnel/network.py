@@ -66,8 +66,8 @@ class PodNetwork(Protocol):
         """A listener on *port* of the pod's loopback, for the pod itself."""
         ...
 
-    def original_destination(self, sock: socket.socket) -> Address:
-        """Where the peer of an accepted connection wanted to go."""
+    def original_destination(self, sock: socket.socket, peer: Address) -> Address:
+        """Where *peer*, whose connection was accepted, wanted to go."""
         ...
 
     def dial(
@@ -122,9 +122,9 @@ class NetnsNetwork:
         """On 127.0.0.1; nobody redirects to it."""
         return listen_in(self.netns_fd, port, host="127.0.0.1")
 
-    def original_destination(self, sock: socket.socket) -> Address:
+    def original_destination(self, sock: socket.socket, peer: Address) -> Address:
         """By conntrack after REDIRECT, by the local address after TPROXY."""
-        return original_destination(sock)
+        return original_destination(sock, peer)
 
     def dial(
         self, address: Address, on_done: OnDialled, *, source: str = "", live: Container[Address] = ()

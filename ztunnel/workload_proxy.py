@@ -236,14 +236,14 @@ class WorkloadProxy:
     def _accepted_outbound(self, sock: socket.socket) -> None:
         context = self.context
         source = plain_address(self._listeners[OUTBOUND_PORT].accepted_from)
-        target = context.network.original_destination(sock)
+        target = context.network.original_destination(sock, source)
         application = SocketChannel(context.reactor, sock, resets=True)
         OutboundConnection(context, self._pool, application, source, target).begin()
 
     def _accepted_plaintext(self, sock: socket.socket) -> None:
         context = self.context
         source = plain_address(self._listeners[INBOUND_PLAINTEXT_PORT].accepted_from)
-        target = context.network.original_destination(sock)
+        target = context.network.original_destination(sock, source)
         downstream = SocketChannel(context.reactor, sock, resets=True)
         PassthroughConnection(context, downstream, source, target).begin()
 
