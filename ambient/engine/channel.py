@@ -603,14 +603,15 @@ class SocketChannel:
         if self._registered:
             self._reactor.closing(self._fd)
             self._registered = False
-        if self._resets and exc is None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _FINISH_ON_CLOSE)
+        if exc is None:
+            if self._resets:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _FINISH_ON_CLOSE)
+        elif isinstance(exc, OSError):
+            exc.__traceback__ = None  # It leads to us, and no bug is to be found with it.
         _close(sock)
         self._out = NOTHING
         self._out_bytes = 0
         self._reason = exc
-        if isinstance(exc, OSError):
-            exc.__traceback__ = None  # It leads to us, and no bug is to be found with it.
         self._pump = None
         if self._linger is not None:
             self._linger.cancel()
