@@ -447,11 +447,11 @@ class TunnelStream(Stream):
         connection = self.connection
         if connection.waiting or connection.wire.closing:
             connection.stream_gone(self)
-        if self.on_finished is not None:
-            connection.reactor.call_soon(self.on_finished, _recorded)
         receiver, self._receiver = self._receiver, None  # Or the two would keep each other alive.
         if receiver is not None:
             tell_closed(connection.reactor, receiver, exc)
+        if self.on_finished is not None:
+            self.on_finished()
 
 
 @own_code
