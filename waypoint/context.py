@@ -43,7 +43,7 @@ class Network(Protocol):
         ...
 
     def dial(self, address: Address, on_done: OnDialled) -> object:
-        """Connect to *address*; *on_done* is never called before this returns."""
+        """Connect to *address*; *on_done* may have the socket before this returns, and an error later."""
         ...
 
 
@@ -68,7 +68,7 @@ class PodNetwork:
         """By conntrack after REDIRECT, by the local address after TPROXY."""
         return original_destination(sock)
 
-    def dial(self, address: Address, on_done: OnDialled) -> Dialling:
+    def dial(self, address: Address, on_done: OnDialled) -> Dialling | None:
         """With the mark that the pod's rules let pass, where there are any."""
         return dial_socket(self._reactor, address, on_done, mark=self._mark)
 

@@ -66,14 +66,14 @@ class PodNetwork(Protocol):
         """A listener on *port* of the pod's loopback, for the pod itself."""
         ...
 
-    def original_destination(self, sock: socket.socket) -> Address:
-        """Where the peer of an accepted connection wanted to go."""
+    def original_destination(self, sock: socket.socket, peer: Address) -> Address:
+        """Where *peer*, whose connection was accepted, wanted to go."""
         ...
 
     def dial(
         self, address: Address, on_done: OnDialled, *, source: str = "", live: Container[Address] = ()
-    ) -> Cancellable:
-        """Connect from the pod to *address*; *on_done* is never called before this returns.
+    ) -> Cancellable | None:
+        """Connect from the pod to *address*; None: *on_done* has the socket already.
 
         Args:
             source: The client's ip, if the connection is to carry it.
@@ -122,19 +122,19 @@ class NetnsNetwork:
         """On 127.0.0.1; nobody redirects to it."""
         return listen_in(self.netns_fd, port, host="127.0.0.1")
 
-    def original_destination(self, sock: socket.socket) -> Address:
+    def original_destination(self, sock: socket.socket, peer: Address) -> Address:
         """By conntrack after REDIRECT, by the local address after TPROXY."""
-        return original_destination(sock)
+        return original_destination(sock, peer)
 
     def dial(
         self, address: Address, on_done: OnDialled, *, source: str = "", live: Container[Address] = ()
-    ) -> Cancellable:
+    ) -> Cancellable | None:
         """Connect from inside; a pod that calls itself keeps its address anyway, so nothing is spoofed."""
         if not source or source == address[0]:
             return self.dial_from(address, on_done, None)
-        return _SpoofedDial(self, self._ports, address, on_done, source, live)
+        return _SpoofedDial(self, self._ports, address, on_done, source, live).begin()
 
-    def dial_from(self, address: Address, on_done: OnDialled, source: Address | None) -> Cancellable:
+    def dial_from(self, address: Address, on_done: OnDialled, source: Address | None) -> Cancellable | None:
         """One attempt, from exactly *source* if it is given."""
         return dial_socket(
             self._reactor,
@@ -256,19 +256,25 @@ class _SpoofedDial:
         self._source = source
         self._live = live
         self._attempt = 0
-        self._dialling = self._dial()
+        self._dialling: Cancellable | None = None
+
+    def begin(self) -> Cancellable | None:
+        """The first try; None: it has connected."""
+        self._dial()
+        return self if self._dialling is not None else None
 
     def cancel(self) -> None:
-        self._dialling.cancel()
+        if self._dialling is not None:
+            self._dialling.cancel()
 
-    def _dial(self) -> Cancellable:
+    def _dial(self) -> None:
         port = self._ports.candidate(self._attempt, self._source, self._live)
-        return self._network.dial_from(self._address, self._dialled, (self._source, port))
+        self._dialling = self._network.dial_from(self._address, self._dialled, (self._source, port))
 
     def _dialled(self, result: socket.socket | OSError) -> None:
         self._attempt += 1
         taken = isinstance(result, OSError) and result.errno in _PORT_TAKEN
         if taken and self._attempt < MAX_ATTEMPTS:
-            self._dialling = self._dial()
+            self._dial()
         else:
             self._on_done(result)

@@ -34,13 +34,13 @@ UNKNOWN_WORKLOAD = "failed to fetch information about local workload"
 
 @own_code
 class OutboundConnection(ProxiedConnection):
-    """From the application's socket to wherever ``route`` says.
+    """From the *application* at *source*, which wants to go to *target*, to wherever ``route`` says.
 
     If nobody can have seen the request and the mesh has changed meanwhile (a destination that is being
     un-enrolled), the connection is routed once more: the application need not know.
     """
 
-    __slots__ = ("_application", "_chance", "_dialling", "_pool", "_route", "_target")
+    __slots__ = ("_application", "_chance", "_dialling", "_pool", "_route")
 
     direction = Direction.OUTBOUND
 
@@ -48,14 +48,12 @@ class OutboundConnection(ProxiedConnection):
         self,
         context: Context,
         pool: TunnelPool,
-        sock: socket.socket,
-        target: Address | None = None,
-        *,
-        source: Address | None = None,
+        application: SocketChannel,
+        source: Address,
+        target: Address,
     ) -> None:
-        self._application = SocketChannel(context.reactor, sock)
-        self._target = target or context.network.original_destination(sock)
-        super().__init__(context, source or self._application.peer_address, self._target)
+        super().__init__(context, source, target)
+        self._application = application
         self._pool = pool
         self._chance: float | None = None
         self._route: Route | None = None
@@ -63,7 +61,7 @@ class OutboundConnection(ProxiedConnection):
 
     def begin(self) -> None:
         """Route it."""
-        usual = self.context.usual.get(self._target)
+        usual = self.context.usual.get(self._destination)
         if usual is not None:
             self._route, flow = usual
             self._open(self._route, flow)
@@ -82,21 +80,21 @@ class OutboundConnection(ProxiedConnection):
 
     def dump(self) -> dict[str, str]:
         """With the address that the application asked for: a service's, perhaps."""
-        return super().dump() | {"originalDst": format_hostport(*self._target)}
+        return super().dump() | {"originalDst": format_hostport(*self._destination)}
 
     def _decide(self, me: Workload) -> Route:
-        known = self.context.routes.get(self._target)
+        known = self.context.routes.get(self._destination)
         if known is not None:
             return known
         mesh = self.context.mesh
-        first = route(mesh, me, *self._target, 0.0)
-        if first == route(mesh, me, *self._target, LAST_CHANCE):
+        first = route(mesh, me, *self._destination, 0.0)
+        if first == route(mesh, me, *self._destination, LAST_CHANCE):
             # Nothing is left to chance: there is one endpoint, or none.
-            self.context.routes.keep(self._target, first)
+            self.context.routes.keep(self._destination, first)
             return first
         if self._chance is None:
             self._chance = self.context.chance()
-        return route(mesh, me, *self._target, self._chance)
+        return route(mesh, me, *self._destination, self._chance)
 
     def _go(self, me: Workload, chosen: Route) -> None:
         self._route = chosen
@@ -119,7 +117,7 @@ class OutboundConnection(ProxiedConnection):
         if flow.encoder is None:
             flow.encoder = request_encoder(chosen.authority, self.context.baggage(me))
         if self._chance is None:
-            self.context.usual.keep(self._target, (chosen, flow))
+            self.context.usual.keep(self._destination, (chosen, flow))
         self._open(chosen, flow)
 
     def _open(self, chosen: Tunnel, flow: Flow) -> None:

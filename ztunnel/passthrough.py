@@ -15,26 +15,25 @@ from ambient.model.record import Direction, Flag
 from ambient.model.route import OWN_PORTS
 from ztunnel.connection import Closed, ProxiedConnection
 from ztunnel.context import Context
-from ztunnel.network import Cancellable
+from ztunnel.network import Address, Cancellable
 
 
 class PassthroughConnection(ProxiedConnection):
     """A plaintext connection on its way to the application."""
 
-    __slots__ = ("_dialling", "_downstream", "_target")
+    __slots__ = ("_dialling", "_downstream")
 
     direction = Direction.INBOUND
 
-    def __init__(self, context: Context, sock: socket.socket) -> None:
-        self._downstream = SocketChannel(context.reactor, sock)
-        self._target = context.network.original_destination(sock)
-        super().__init__(context, self._downstream.peer_address, self._target)
+    def __init__(self, context: Context, downstream: SocketChannel, source: Address, target: Address) -> None:
+        super().__init__(context, source, target)
+        self._downstream = downstream
         self._dialling: Cancellable | None = None
 
     def begin(self) -> None:
         """Ask policy, then dial the application."""
         me = self.context.me
-        if me is None or self._target[1] in OWN_PORTS:
+        if me is None or self._destination[1] in OWN_PORTS:
             self._refuse(
                 "unknown workload" if me is None else "attempted recursive call to ourselves", Flag.CONNECT
             )
@@ -42,16 +41,16 @@ class PassthroughConnection(ProxiedConnection):
         self.attribute(
             source=self.context.mesh.workload_by_address(self.source[0], me.node),
             destination=me,
-            address=self._target,
+            address=self._destination,
         )
-        self.facts = Connection(None, self.source[0], *self._target)
+        self.facts = Connection(None, self.source[0], *self._destination)
         try:
             enforce(self.context.mesh.policies_for(me), self.facts)
         except Denied as exc:
             self._refuse(exc.reason, Flag.DENY)
             return
         self._dialling = self.context.network.dial(
-            self._target, self._dialled, source=self.source[0], live=self.context.open
+            self._destination, self._dialled, source=self.source[0], live=self.context.open
         )
 
     def give_up(self, reason: Closed) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 
-from ambient.engine.channel import Channel
+from ambient.engine.channel import Channel, SocketChannel
 from ambient.engine.pool import TunnelPool
 from ambient.engine.reactor import IN, Timer
 from ambient.errors import RemoteProtocolError
@@ -74,7 +74,10 @@ class SocksDoor:
             return
         assert handshake.target is not None
         target = address_of(self._context, handshake.target)
-        connection = SocksConnection(self._context, self._pool, sock, target or handshake.target)
+        client = SocketChannel(self._context.reactor, sock)
+        connection = SocksConnection(
+            self._context, self._pool, client, client.peer_address, target or handshake.target
+        )
         if target is None:
             connection.refuse_name()
         else:

@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 import trio
 
+from ambient.engine.channel import SocketChannel
 from ambient.engine.door import GOAWAY_DELAY, Door
 from ambient.engine.listener import Listener
 from ambient.engine.netns import plain_address
@@ -33,6 +34,9 @@ from ztunnel.name_server import DOORS, NAMES_PORT, NameServer
 from ztunnel.outbound import OutboundConnection
 from ztunnel.passthrough import PassthroughConnection
 from ztunnel.socks5 import SocksDoor
+
+# To these come applications, which are not to take our end for theirs (``reset_unless_finished``).
+CAPTURED_PORTS = (OUTBOUND_PORT, INBOUND_PLAINTEXT_PORT)
 
 # The rules are gone, but a handshake with a listener may be half done: closing now would reset it. It takes
 # one round trip; measured: emptying the queue after 20 to 50 ms loses nothing.
@@ -109,7 +113,8 @@ class WorkloadProxy:
                 sock.close()
             raise OSError(exc.errno, f"cannot listen on {port} in the pod: {exc.strerror or exc}") from exc
         self._listeners = {
-            port: Listener(self.context.reactor, sock, accepted) for port, (sock, accepted) in opened.items()
+            port: Listener(self.context.reactor, sock, accepted, resets=port in CAPTURED_PORTS)
+            for port, (sock, accepted) in opened.items()
         }
 
     def listeners(self) -> list[tuple[int, int]]:
@@ -229,11 +234,18 @@ class WorkloadProxy:
         }
 
     def _accepted_outbound(self, sock: socket.socket) -> None:
+        context = self.context
         source = plain_address(self._listeners[OUTBOUND_PORT].accepted_from)
-        OutboundConnection(self.context, self._pool, sock, source=source).begin()
+        target = context.network.original_destination(sock, source)
+        application = SocketChannel(context.reactor, sock, resets=True)
+        OutboundConnection(context, self._pool, application, source, target).begin()
 
     def _accepted_plaintext(self, sock: socket.socket) -> None:
-        PassthroughConnection(self.context, sock).begin()
+        context = self.context
+        source = plain_address(self._listeners[INBOUND_PLAINTEXT_PORT].accepted_from)
+        target = context.network.original_destination(sock, source)
+        downstream = SocketChannel(context.reactor, sock, resets=True)
+        PassthroughConnection(context, downstream, source, target).begin()
 
     def _accepted_hbone(self, sock: socket.socket) -> None:
         try:

@@ -53,7 +53,7 @@ NOTHING: deque[Any] = deque()
 _close = _socket.socket.close
 
 # struct linger (socket(7)): on, for no seconds; and off.
-_RESET_ON_CLOSE, _FINISH_ON_CLOSE = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)
+RESET_ON_CLOSE, _FINISH_ON_CLOSE = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)
 
 
 class Receiver(Protocol):
@@ -172,6 +172,9 @@ def tell_closed(reactor: Reactor, receiver: Receiver, exc: Exception | None) -> 
 class SocketChannel:
     """A ``Channel`` over a connected, non-blocking stream socket, which becomes ours to close.
 
+    Args:
+        resets: The socket was told already what ``reset_unless_finished`` tells it: its ``Listener`` was.
+
     Attributes:
         full: Not ``writable``, for those who ask for every message.
     """
@@ -205,7 +208,7 @@ class SocketChannel:
 
     _high = WRITE_HIGH_BYTES
 
-    def __init__(self, reactor: Reactor, sock: socket.socket) -> None:
+    def __init__(self, reactor: Reactor, sock: socket.socket, *, resets: bool = False) -> None:
         self._reactor = reactor
         self._sock: socket.socket | None = sock
         self._fd = sock.fileno()
@@ -215,7 +218,7 @@ class SocketChannel:
         self._mask = 0
         self._registered = False
         self._parked = False  # Hung up while paused: out of epoll, or it would spin.
-        self._resets = False  # Closing it, by whomever, sends a reset.
+        self._resets = resets  # Closing it, by whomever, sends a reset.
         self._paused = False
         self.full = False
         self._dirty = False
@@ -397,7 +400,7 @@ class SocketChannel:
         if self._resets or self._sock is None:
             return
         try:
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
             self._resets = True
         except OSError:
             pass  # It is only about how we close.
@@ -600,14 +603,15 @@ class SocketChannel:
         if self._registered:
             self._reactor.closing(self._fd)
             self._registered = False
-        if self._resets and exc is None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _FINISH_ON_CLOSE)
+        if exc is None:
+            if self._resets:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _FINISH_ON_CLOSE)
+        elif isinstance(exc, OSError):
+            exc.__traceback__ = None  # It leads to us, and no bug is to be found with it.
         _close(sock)
         self._out = NOTHING
         self._out_bytes = 0
         self._reason = exc
-        if isinstance(exc, OSError):
-            exc.__traceback__ = None  # It leads to us, and no bug is to be found with it.
         self._pump = None
         if self._linger is not None:
             self._linger.cancel()

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import errno
 import socket
-import struct
 import sys
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+from ambient.engine.channel import RESET_ON_CLOSE
 from ambient.engine.reactor import IN, Reactor, Timer
 
 OnConnection: TypeAlias = Callable[[socket.socket], None]
@@ -31,10 +31,6 @@ _TRANSIENT = frozenset(
 )  # fmt: skip
 
 
-# struct linger: on, for no seconds (socket(7)).
-_AT_ONCE = struct.pack("ii", 1, 0)
-
-
 class Listener:
     """Calls *on_connection* with each accepted (non-blocking, TCP_NODELAY) socket.
 
@@ -42,12 +38,15 @@ class Listener:
 
     Args:
         sock: Listening, non-blocking; ours to close.
+        resets: Whoever closes what it accepts resets it (``SocketChannel.reset_unless_finished``).
 
     Attributes:
         accepted_from: The peer's address, as the kernel says it, of the connection accepted last.
     """
 
-    def __init__(self, reactor: Reactor, sock: socket.socket, on_connection: OnConnection) -> None:
+    def __init__(
+        self, reactor: Reactor, sock: socket.socket, on_connection: OnConnection, *, resets: bool = False
+    ) -> None:
         self._reactor = reactor
         self._sock = sock
         self._on_connection = on_connection
@@ -57,8 +56,11 @@ class Listener:
         self.accepted_from: Any = None
         sock.setblocking(False)
         self._family = int(sock.family)
+        # Accepted ones inherit both.
         if self._family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # Accepted ones inherit it.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if resets:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
         reactor.add(sock.fileno(), IN, self._on_event, self._crashed)
 
     @property
@@ -150,4 +152,4 @@ class Listener:
 def _reset(fd: int) -> None:
     """Close so that the peer hears of a refusal, not of an end."""
     with socket.socket(fileno=fd) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)

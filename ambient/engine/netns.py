@@ -180,21 +180,24 @@ def _plain_host(host: str) -> str:
     return parsed.compressed
 
 
-def original_destination(sock: socket.socket) -> tuple[str, int]:
+def original_destination(sock: socket.socket, peer: tuple[str, int] | None = None) -> tuple[str, int]:
     """Where the peer of an accepted connection wanted to go before redirection.
 
     Asks conntrack first (REDIRECT); without an entry the local address is the answer (TPROXY, or a
     connection that nobody redirected).
+
+    Args:
+        peer: Its other end, where that is known: of the same family, which is not asked for then.
     """
-    local = plain_address(sock.getsockname())
+    host, _ = peer or plain_address(sock.getsockname())
     try:
-        if ":" in local[0]:
+        if ":" in host:
             raw = sock.getsockopt(socket.IPPROTO_IPV6, IP6T_SO_ORIGINAL_DST, 28)
             return IPv6Address(raw[8:24]).compressed, raw[2] << 8 | raw[3]
         raw = sock.getsockopt(socket.IPPROTO_IP, SO_ORIGINAL_DST, 16)
         return intern(socket.inet_ntop(socket.AF_INET, raw[4:8])), raw[2] << 8 | raw[3]
     except OSError:
-        return local
+        return plain_address(sock.getsockname())
 
 
 def _listen_family(host: str) -> socket.AddressFamily:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from ambient.engine.dial import dial_socket
 from ambient.engine.reactor import Reactor, Timer
@@ -46,6 +46,17 @@ class PoolStatistics:
     streams: int
     handshakes: int
     waiting: int
+
+
+class _Request(NamedTuple):
+    """Somebody who wants a stream."""
+
+    key: PoolKey
+    authority: str
+    headers: Headers | EncodedRequest
+    on_opened: OnOpened
+    deadline: float | None
+    retried: bool = False
 
 
 class TunnelPool:
@@ -95,7 +106,7 @@ class TunnelPool:
         Concurrent first users share one handshake and all learn of its failure. A pooled connection
         that turns out dead before it answered is replaced once, and so is one that takes no streams.
         """
-        request = _Request(self, key, authority, headers, on_opened, deadline)
+        request = _Request(key, authority, headers, on_opened, deadline)
         if self._closed:
             lost = TunnelLost("the pool is closed")
             self._reactor.call_soon(partial(on_opened, lost), _recorded)
@@ -177,28 +188,28 @@ class TunnelPool:
         self._obey(self._plan.opened(connection, self._reactor.now()))
 
     def _assign(self, request: _Request, connection: int, reused: bool) -> None:
-        request.connection, request.reused = connection, reused
+        refused = partial(self._refused, request, connection, reused)
         tunnel = self._tunnels.get(connection)
         if tunnel is None:
-            self._refused(request, TunnelLost("the connection is gone", retryable=True))
+            refused(TunnelLost("the connection is gone", retryable=True))
             return
         tunnel.open_stream(
             request.authority,
             request.headers,
             request.on_opened,
             deadline=request.deadline,
-            on_refused=request.refused,
+            on_refused=refused,
             on_finished=self._returns[connection],
         )
 
-    def _refused(self, request: _Request, answer: Exception) -> None:
-        connection = request.connection
-        lost = isinstance(answer, TunnelLost) and answer.retryable and (request.reused or answer.unprocessed)
+    def _refused(self, request: _Request, connection: int, reused: bool, answer: Exception) -> None:
+        """*connection* has not given the stream."""
+        lost = isinstance(answer, TunnelLost) and answer.retryable and (reused or answer.unprocessed)
         if lost and not request.retried and not self._closed:
-            request.retried = True
             self._obey(self._plan.retire(connection))
             self._released(connection)
-            self._obey(self._plan.request(request.key, request, self._reactor.now()))
+            again = request._replace(retried=True)
+            self._obey(self._plan.request(request.key, again, self._reactor.now()))
             return
         self._released(connection)
         request.on_opened(answer)
@@ -235,37 +246,6 @@ class TunnelPool:
         self._timer = None
         self._obey(self._plan.tick(self._reactor.now()))
         self._arm()
-
-
-class _Request:
-    """Somebody who wants a stream."""
-
-    __slots__ = (
-        "authority", "connection", "deadline", "headers", "key", "on_opened", "pool", "retried", "reused",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        pool: TunnelPool,
-        key: PoolKey,
-        authority: str,
-        headers: Headers | EncodedRequest,
-        on_opened: OnOpened,
-        deadline: float | None,
-    ) -> None:
-        self.pool = pool
-        self.key = key
-        self.authority = authority
-        self.headers = headers
-        self.on_opened = on_opened
-        self.deadline = deadline
-        self.retried = False
-        self.connection = 0
-        self.reused = False
-
-    def refused(self, answer: Exception) -> None:
-        """The connection that it was assigned to has not given a stream."""
-        self.pool._refused(self, answer)
 
 
 def hbone_dialler(

@@ -128,8 +128,8 @@ class Reactor:
             ``frame_payload`` is it without that room, ``frame_slots`` are its TLS records, each less the
             room for its own frame header.
         alone: The running batch has one event: nobody else's writes could join those of its callback.
-        gathers: The running batch asks for more events before it is flushed. Whoever moves many bytes says
-            no: what is read later is read in larger pieces.
+        room: So many more events the running batch asks for before it is flushed. Whoever moves many bytes
+            says none: what is read later is read in larger pieces.
         limits: What is configured for the process's tunnels; set before the first of them.
         revocations: Whose certificates count no more; None: nobody keeps a list.
         windows: What all tunnels of the process may be made to hold beyond their first windows.
@@ -156,7 +156,8 @@ class Reactor:
             self.frame_buffer[start + SLOT_HEADROOM : start + SLOT_BYTES]
             for start in range(0, SLOTS * SLOT_BYTES, SLOT_BYTES)
         ]
-        self.alone = self.gathers = False
+        self.alone = False
+        self.room = 0
         self.limits = Limits()
         self.revocations: Revocations | None = None
         self.windows = WindowBudget()
@@ -245,12 +246,12 @@ class Reactor:
 
     def run_once(self, timeout: float | None = None) -> None:
         """Wait for events (at most *timeout* seconds, None: until something is due) and serve them."""
-        callbacks, poll, room = self._callbacks, self._epoll.poll, BATCH_EVENTS
+        callbacks = self._callbacks
         if self._soon or self._dirty or self._due:
             timeout = 0.0
-        ready = poll(timeout, room)
-        self.alone = len(ready) == 1
-        self.gathers = not self.alone
+        ready = self._epoll.poll(timeout, BATCH_EVENTS)
+        alone = self.alone = len(ready) == 1
+        self.room = 0 if alone else BATCH_EVENTS - len(ready)
         while ready:
             for fd, events in ready:
                 entry = callbacks.get(fd)
@@ -260,11 +261,11 @@ class Reactor:
                     entry.on_event(events)
                 except Exception as exc:
                     self._failed(exc, entry.crashed)
-            room -= len(ready)
-            if not self.gathers or room <= 0:
+            if self.room <= 0:
                 break
             # Where there were several more have come by now: what is written for them leaves with the rest.
-            ready = poll(0, room)
+            ready = self._epoll.poll(0, self.room)
+            self.room -= len(ready)
         self._batches += 1
         if self._due:
             self._fire_timers()

@@ -57,13 +57,14 @@ class Joined(PromptReceiver):
         self._near, self._far = near, far
         self._error: Exception | None = None
         self.unclosed = 2
-        for channel in (near, far):
-            if type(channel) is SocketChannel:
-                channel.reset_unless_finished()
-        if type(near) is SocketChannel and isinstance(far, TunnelStream):
-            far.splice(near)
-        elif type(far) is SocketChannel and isinstance(near, TunnelStream):
-            near.splice(far)
+        if type(near) is SocketChannel:
+            near.reset_unless_finished()
+            if isinstance(far, TunnelStream):
+                far.splice(near)
+        if type(far) is SocketChannel:
+            far.reset_unless_finished()
+            if isinstance(near, TunnelStream):
+                near.splice(far)
         near.start(self)
         far.start(_Return(self))
 

@@ -256,7 +256,7 @@ class TlsChannel(SocketChannel):
                 return
             self._seal()
         else:
-            self._reactor.gathers = False
+            self._reactor.room = 0
             if gathered:
                 self._seal()
             if size > SEND_BYTES:
@@ -344,7 +344,7 @@ class TlsChannel(SocketChannel):
                 return
             before = self.bytes_in
             if size > RECORD_BYTES:
-                self._reactor.gathers = False
+                self._reactor.room = 0
             if size <= FEED_BYTES:
                 self._feed(buffer[:size])
                 self._decrypt()

@@ -447,11 +447,11 @@ class TunnelStream(Stream):
         connection = self.connection
         if connection.waiting or connection.wire.closing:
             connection.stream_gone(self)
-        if self.on_finished is not None:
-            connection.reactor.call_soon(self.on_finished, _recorded)
         receiver, self._receiver = self._receiver, None  # Or the two would keep each other alive.
         if receiver is not None:
             tell_closed(connection.reactor, receiver, exc)
+        if self.on_finished is not None:
+            self.on_finished()
 
 
 @own_code
@@ -481,8 +481,11 @@ class TunnelRequest(TunnelStream):
         if not self.closed:
             self.closed = True
             self._on_cancelled = None  # Who is to be told holds this request.
-            self.connection.wire.accept(self, headers)
-            self.connection.touch()
+            wire = self.connection.wire
+            # Or the peer took it back with the next frame, which this connection comes to next.
+            if self.stream_id in wire.streams:
+                wire.accept(self, headers)
+                self.connection.touch()
         return self
 
     def refuse(self, status: int, text: str = "") -> None:
@@ -490,8 +493,10 @@ class TunnelRequest(TunnelStream):
         if not self.closed:
             self.closed = True
             self._on_cancelled = None
-            self.connection.wire.refuse(self, status, text)
-            self.connection.touch()
+            wire = self.connection.wire
+            if self.stream_id in wire.streams:
+                wire.refuse(self, status, text)
+                self.connection.touch()
             self._finish(TunnelRefused(status))
 
     def on_cancelled(self, callback: Callable[[], None]) -> None:

@@ -23,7 +23,7 @@ from ambient.engine import collector, host, pool
 from ambient.engine.dial import dial_socket
 from ambient.engine.follow import control_socket
 from ambient.engine.headroom import raise_file_limit
-from ambient.engine.netns import LISTEN_BACKLOG, listen_in, plain_address
+from ambient.engine.netns import LISTEN_BACKLOG, listen_in
 from ambient.engine.reactor import Reactor
 from ambient.model.pool_plan import Assign, Instruction, PoolKey, PoolPlan
 from ztunnel import __main__ as ztunnel_main
@@ -82,19 +82,18 @@ class LoopbackNetwork:
         """Raises OSError: nobody does."""
         raise OSError(errno.ENETUNREACH, "no name server is in reach")
 
-    def original_destination(self, sock: socket.socket) -> Address:
-        """Always the target. The kernel is asked two questions, as in a pod, where conntrack knows an answer.
+    def original_destination(self, sock: socket.socket, peer: Address) -> Address:
+        """Always the target. The kernel is asked a question, as in a pod, where conntrack knows an answer.
 
         Here it would know none, and to hear that costs Python five times as much.
         """
-        plain_address(sock.getsockname())
         raw = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 16)
         socket.inet_ntop(socket.AF_INET, raw[4:8])
         return self._target
 
     def dial(
         self, address: Address, on_done: OnDialled, *, source: str = "", live: Container[Address] = ()
-    ) -> Cancellable:
+    ) -> Cancellable | None:
         """From this pod's address, or from the client's, as in a pod."""
         return dial_socket(self._reactor, address, on_done, source=(source or self._ip, 0))
 

@@ -65,13 +65,13 @@ class LoopbackNetwork:
         """On this pod's address only."""
         return listen_in(None, port, host=self.ip)
 
-    def original_destination(self, sock: socket.socket) -> Address:
+    def original_destination(self, sock: socket.socket, peer: Address) -> Address:
         """What the client said it wanted; else where it came to."""
-        return self._wanted.get(plain_address(sock.getpeername()), plain_address(sock.getsockname()))
+        return self._wanted.get(peer, plain_address(sock.getsockname()))
 
     def dial(
         self, address: Address, on_done: OnDialled, *, source: str = "", live: Container[Address] = ()
-    ) -> Cancellable:
+    ) -> Cancellable | None:
         """From this pod's address, or from the client's."""
         address = self.upstreams.get(address[0], address)
         return dial_socket(self._reactor, address, on_done, source=(source or self.ip, 0))

@@ -364,12 +364,12 @@ def blackhole(scene: Scene) -> None:
 
     nowhere = scene.unanswered()
 
-    def dial(address: Address, on_done: OnDialled, **how: object) -> Cancellable:
+    def dial(address: Address, on_done: OnDialled, **how: object) -> Cancellable | None:
         return dial_socket(scene.mesh.reactor, nowhere, on_done)
 
     real = scene.network.dial
 
-    def choose(address: Address, on_done: OnDialled, **how: Any) -> Cancellable:
+    def choose(address: Address, on_done: OnDialled, **how: Any) -> Cancellable | None:
         return (dial if address[1] == 9 else real)(address, on_done, **how)
 
     scene.network.dial = choose  # type: ignore[method-assign]

@@ -231,7 +231,7 @@ def test_who_moves_many_bytes_ends_the_batch(reactor: Reactor) -> None:
 
     def on_event(read: int, write: int) -> None:
         served.append(read)
-        reactor.gathers = False
+        reactor.room = 0
 
     with ready_pipes(reactor, 2, on_event):
         reactor.run_once()

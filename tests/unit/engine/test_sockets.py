@@ -13,7 +13,7 @@ import pytest
 
 from ambient.engine import listener as listener_module
 from ambient.engine.channel import LINGER_SECONDS, NullReceiver, SocketChannel
-from ambient.engine.dial import dial, dial_socket
+from ambient.engine.dial import Dialling, dial, dial_socket
 from ambient.engine.listener import Listener
 from ambient.engine.netns import (
     in_netns,
@@ -215,6 +215,11 @@ def test_a_detached_socket_is_the_callers(loop: Any, wired: Any) -> None:
         loop.do(channel.detach)
 
 
+def cancelled(dialling: Dialling | None) -> None:
+    assert dialling is not None
+    dialling.cancel()
+
+
 def test_dialling(loop: Any) -> None:
     """A channel on success; the error, or silence after a cancel, otherwise."""
     results: list[Any] = []
@@ -227,7 +232,7 @@ def test_dialling(loop: Any) -> None:
         peer.close()
         loop.do(results[0].abort)
     loop.do(lambda: dial(loop.reactor, address, results.append))
-    loop.do(lambda: dial(loop.reactor, address, results.append).cancel())
+    loop.do(lambda: cancelled(dial(loop.reactor, address, results.append)))
     loop.do(lambda: dial(loop.reactor, address, results.append, source=("192.0.2.1", 0)))
     loop.do(lambda: dial_socket(loop.reactor, address, results.append, netns_fd=0))
     loop.until(lambda: len(results) == 4)
@@ -236,6 +241,23 @@ def test_dialling(loop: Any) -> None:
     assert ConnectionRefusedError in kinds
     assert all(isinstance(result, OSError) for result in results[1:])
     loop.until(lambda: loop.reactor.statistics().descriptors == 0)
+
+
+def test_a_dial_within_the_machine_is_done_at_once(loop: Any) -> None:
+    """Nothing to wait for and nothing to cancel; whoever fails to take the socket need not close it."""
+    taken: list[Any] = []
+
+    def broken(result: socket.socket | OSError) -> None:
+        taken.append(result)
+        raise RuntimeError("a bug")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = server.getsockname()
+        assert loop.do(lambda: dial_socket(loop.reactor, address, taken.append)) is None
+        taken.pop().close()
+        with pytest.raises(RuntimeError, match="a bug"):
+            loop.do(lambda: dial_socket(loop.reactor, address, broken))
+        assert taken[0].fileno() == -1
 
 
 def test_a_dial_that_hangs_times_out(loop: Any) -> None:
@@ -273,6 +295,31 @@ def test_a_listener_survives_its_callback(loop: Any) -> None:
     accepted[1].close()
     assert loop.do(listener.accept_pending) == 0
     loop.do(listener.close)
+    loop.do(listener.close)
+
+
+def test_what_a_listener_accepts_resets_unless_it_ends_well(loop: Any) -> None:
+    """If it is told so: whoever was not served must not take our end for his application's."""
+    channels: list[SocketChannel] = []
+
+    def accepted(sock: socket.socket) -> None:
+        channels.append(SocketChannel(loop.reactor, sock, resets=True))
+
+    sock = listen_in(None, 0, host="127.0.0.1")
+    listener = loop.do(lambda: Listener(loop.reactor, sock, accepted, resets=True))
+    with (
+        socket.create_connection(listener.address, 10) as dropped,
+        socket.create_connection(listener.address, 10) as served,
+    ):
+        loop.until(lambda: len(channels) == 2)
+        loop.do(channels[0].detach).close()
+        with pytest.raises(ConnectionResetError):
+            dropped.recv(1)
+        loop.do(channels[1].close)
+        served.shutdown(socket.SHUT_WR)
+        assert served.recv(1) == b""
+        loop.until(lambda: channels[1].closed)
+        assert served.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
     loop.do(listener.close)
 
 

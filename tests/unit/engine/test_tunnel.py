@@ -144,6 +144,33 @@ def test_a_refusal_leaves_the_connection_usable(ends: Ends) -> None:
     assert ends.opened()
 
 
+@pytest.mark.parametrize("answer", ["accept", "refuse"])
+def test_a_request_that_was_taken_back_with_the_next_frame_may_be_answered(ends: Ends, answer: str) -> None:
+    """Whoever answers at once cannot know yet: no failure of ours, and the stream ends."""
+    receiver = Collect()
+
+    def at_once(request: TunnelRequest) -> None:
+        ends.requests.append(request)
+        if answer == "accept":
+            request.accept().start(receiver)
+        else:
+            request.refuse(503)
+
+    def ask_and_take_back() -> None:
+        ends.server._on_request = at_once
+        ends.client.open_stream(AUTHORITY, (), ends.answers.append)
+        (stream,) = ends.client.wire.streams.values()
+        ends.client._opening.clear()
+        ends.client.wire.reset(stream, f.ErrorCode.CANCEL)
+
+    ends.loop.do(ask_and_take_back)
+    ends.loop.until(lambda: ends.requests and not ends.requests[0].live)
+
+    assert [type(exc) for exc in receiver.closed] == [ConnectionResetError] * (answer == "accept")
+    assert not ends.loop.reactor.failures
+    assert not ends.loop.do(lambda: ends.server.closed)
+
+
 def test_early_data_is_held_until_the_answer_and_dropped_on_a_refusal(ends: Ends) -> None:
     """CVE-2025-64763: not a byte reaches the application before policy has spoken."""
     client = ends.client

@@ -105,10 +105,33 @@ def test_all_ports_taken_is_an_error_in_the_end(dials: Dials, reactor: Reactor) 
     assert last[1] <= SPARE_LAST_PORT
 
 
+def test_what_has_connected_at_once_cannot_be_given_up(
+    monkeypatch: pytest.MonkeyPatch, dials: Dials, reactor: Reactor
+) -> None:
+    """Also not when the first port was taken."""
+    done: list[socket.socket | OSError] = []
+    with socket.socket() as connected:
+
+        def at_once(reactor: Reactor, address: Address, on_done: OnDialled, **how: object) -> None:
+            on_done(connected)
+
+        spoofed = NetnsNetwork(reactor, -1).dial(TARGET, done.append, source="10.0.0.1")
+        monkeypatch.setattr(network, "dial_socket", at_once)
+        assert NetnsNetwork(reactor, -1).dial(TARGET, done.append, source="10.0.0.1") is None
+        assert done == [connected]
+        dials.answers[0](TAKEN)
+        assert done == [connected, connected]
+        assert spoofed is not None
+        spoofed.cancel()
+
+    assert dials.cancelled == 0
+
+
 def test_giving_up_reaches_the_attempt_under_way(dials: Dials, reactor: Reactor) -> None:
     """Not the first one, which is over."""
     dialling = NetnsNetwork(reactor, -1).dial(TARGET, lambda result: None, source="10.0.0.1")
     dials.answers[-1](TAKEN)
+    assert dialling is not None
     dialling.cancel()
 
     assert dials.cancelled == 1
