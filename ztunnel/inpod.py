@@ -7,17 +7,16 @@ listen on and prove ourselves with is passed to the agent as soon as it is there
 
 from __future__ import annotations
 
-import array
 import logging
 import os
 import random
 import socket
 import struct
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 import trio
 
+from ambient.engine.rights import descriptors, rights, room
 from ambient.errors import RemoteProtocolError, Unavailable
 from ambient.model.identity import SpiffeId
 from ambient.wire.zds import (
@@ -49,7 +48,7 @@ MAX_UNDER_WAY = 256
 
 # As many as the kernel passes beside one packet (SCM_MAX_FD): one too many is seen and answered, not cut.
 MAX_DESCRIPTORS = 253
-_ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
+_ANCILLARY_BYTES = room(MAX_DESCRIPTORS)
 
 
 def backoff(failures: int, chance: float) -> float:
@@ -329,9 +328,8 @@ class AgentFollower:
             await self._send(sock, packet, [fd for _, fd in found])
 
     async def _send(self, sock: trio.socket.SocketType, packet: bytes, fds: Sequence[int] = ()) -> None:
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds).tobytes())] if fds else []
         async with self._sending:  # Answers and reports come from two tasks.
-            await sock.sendmsg([packet], rights)
+            await sock.sendmsg([packet], rights(fds))
 
 
 async def _connect(path: str) -> trio.socket.SocketType:
@@ -349,12 +347,7 @@ async def _connect(path: str) -> trio.socket.SocketType:
 
 async def _receive(sock: trio.socket.SocketType) -> tuple[bytes, list[int], bool]:
     """One packet, its descriptors, and whether either was cut; the descriptors are the caller's."""
-    data, ancillary, flags, _ = await sock.recvmsg(MAX_PACKET_BYTES + 1, _ANCILLARY_BYTES)
-    fds = array.array("i")
-    for level, kind, raw in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(raw[: len(raw) - len(raw) % fds.itemsize])
-    for fd in fds:
-        with suppress(OSError):
-            os.set_inheritable(fd, False)
-    return data, list(fds), bool(flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC))
+    data, ancillary, flags, _ = await sock.recvmsg(
+        MAX_PACKET_BYTES + 1, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
+    )
+    return data, descriptors(ancillary), bool(flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC))

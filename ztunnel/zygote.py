@@ -14,7 +14,6 @@ The seam before "go" lets init learn whom to report before there is an end to re
 
 from __future__ import annotations
 
-import array
 import ctypes
 import gc
 import json
@@ -33,6 +32,7 @@ from ambient.engine import host
 from ambient.engine.frugal import forget_lookups, release_unused
 from ambient.engine.privileges import NODE_DAEMON, keep_only
 from ambient.engine.reactor import Reactor
+from ambient.engine.rights import descriptors, room
 from ambient.errors import AmbientError
 from ambient.model.identity import DEFAULT_TRUST_DOMAIN, SpiffeId
 from ambient.pki.request import new_request
@@ -42,7 +42,7 @@ ZYGOTE_FD = "AMBIENT_ZYGOTE_FD"
 # What each child is told of the descriptors that came for it, in their order; the last one is not its own.
 NAMES = ("AMBIENT_CONTROL_FD", "AMBIENT_READY_FD")
 # Longer than any of ours; another number of descriptors is refused.
-_ANCILLARY_BYTES = socket.CMSG_SPACE(8 * array.array("i").itemsize)
+_ANCILLARY_BYTES = room(8)
 # Between the last fork and giving back what it needed: 5 ms of work, which must not take a processor from a
 # ztunnel that begins. Picked, not measured.
 QUIET_SECONDS = 3.0
@@ -57,8 +57,8 @@ def serve(sock: socket.socket) -> bool:
         if has_forked and not select.select([sock], [], [], QUIET_SECONDS)[0]:
             release_unused()  # What a fork reads of programs and libraries.
             has_forked = False
-        data, ancillary, _, _ = sock.recvmsg(1, _ANCILLARY_BYTES)
-        fds = _descriptors(ancillary)
+        data, ancillary, _, _ = sock.recvmsg(1, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+        fds = descriptors(ancillary)
         if not data:
             return False
         try:
@@ -82,22 +82,34 @@ def _fork(fds: Sequence[int]) -> dict[str, int]:
     if len(fds) != len(NAMES) + 1:
         raise ValueError(f"{len(fds)} descriptors, expected {len(NAMES) + 1}")
     reader, writer = os.pipe2(os.O_CLOEXEC)
-    between = os.fork()
-    if between == 0:
-        if os.fork() == 0:
-            os.close(reader)
+    try:
+        between = os.fork()
+        if between == 0 and _is_orphan():
             # /proc is that of the machine: its "self" is the number that people see.
             os.write(writer, f"{os.getpid()} {os.readlink('/proc/self')}".encode())
-            os.close(writer)
+            os.close(reader)
             return {}
-        os._exit(0)
-    os.close(writer)
+    except OSError:
+        os.close(reader)
+        raise
+    finally:
+        os.close(writer)
     with open(reader, "rb") as pipe:
         words = pipe.read().split()
     os.waitpid(between, 0)
     if len(words) != 2:
         raise OSError("it ended before it could say its number")
     return {"pid": int(words[0]), "host_pid": int(words[1])}
+
+
+def _is_orphan() -> bool:
+    """Fork once more: True in the new process, and the one between it and the zygote ends here."""
+    try:
+        if os.fork() == 0:
+            return True
+    except OSError:
+        pass  # Or there would be two zygotes: the first one says that nobody came.
+    os._exit(0)
 
 
 def _become(fds: Sequence[int]) -> None:
@@ -115,16 +127,6 @@ def _become(fds: Sequence[int]) -> None:
 def _answer(sock: socket.socket, message: dict[str, int] | dict[str, str]) -> None:
     with suppress(OSError):  # A supervisor that is gone is noticed by reading.
         sock.send(json.dumps(message).encode())
-
-
-def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
-    fds = array.array("i")
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-    for fd in fds:
-        os.set_inheritable(fd, False)
-    return list(fds)
 
 
 def rehearse() -> None:

@@ -18,7 +18,6 @@ concurrently. ``code`` is the exit code of interfaces.md, so that the CLI ends a
 
 from __future__ import annotations
 
-import array
 import itertools
 import os
 import socket
@@ -33,6 +32,7 @@ from typing import Any, TypeAlias
 import trio
 
 from ambient.engine.nursery import plain_nursery
+from ambient.engine.rights import descriptors, rights, room
 from ambient.errors import (
     AmbientError,
     ConfigError,
@@ -414,8 +414,8 @@ class _Wire:
 
     async def __anext__(self) -> tuple[Frame, list[int]]:
         while not self._frames:
-            data, ancillary, _, _ = await self._sock.recvmsg(READ_BYTES, socket.CMSG_SPACE(MAX_FDS * 4))
-            self._fds.extend(_fds_in(ancillary))
+            data, ancillary, _, _ = await self._sock.recvmsg(READ_BYTES, room(MAX_FDS))
+            self._fds.extend(descriptors(ancillary))
             if not data:
                 if not self._reader.at_boundary():
                     raise RemoteProtocolError("closed in the middle of a frame")
@@ -437,8 +437,7 @@ class _Wire:
 
     async def _send_all(self, data: memoryview, fds: list[int] | None) -> None:
         if fds:
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
-            data = data[await self._sock.sendmsg([data], rights) :]
+            data = data[await self._sock.sendmsg([data], rights(fds)) :]
         while data:
             data = data[await self._sock.send(data) :]
 
@@ -451,14 +450,6 @@ class _Wire:
         if not isinstance(count, int) or not 0 <= count <= len(self._fds):
             raise RemoteProtocolError(f"{count!r} descriptors announced, {len(self._fds)} came")
         return [self._fds.popleft() for _ in range(count)]
-
-
-def _fds_in(ancillary: Iterable[tuple[int, int, bytes]]) -> list[int]:
-    fds = array.array("i")
-    for level, kind, raw in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(raw[: len(raw) - len(raw) % fds.itemsize])
-    return list(fds)
 
 
 def _credentials(sock: trio.socket.SocketType) -> tuple[int, int]:

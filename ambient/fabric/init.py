@@ -10,7 +10,6 @@ It keeps the outer /proc mounted, so the PIDs it reports beside its own are thos
 
 from __future__ import annotations
 
-import array
 import json
 import os
 import resource
@@ -24,6 +23,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
+from ambient.engine.rights import descriptors, room
 from ambient.fabric import child, pause, syscalls
 from ambient.fabric.launch import MAX_FDS, MAX_PACKET_BYTES, Launch, decode_launch, decode_pause
 
@@ -100,12 +100,14 @@ class Init:
     def _serve_one(self) -> bool:
         """Answer one request; return whether the supervisor is still there."""
         try:
-            data, ancillary, _, _ = self._ours.recvmsg(MAX_PACKET_BYTES, socket.CMSG_SPACE(MAX_FDS * 4))
+            data, ancillary, _, _ = self._ours.recvmsg(
+                MAX_PACKET_BYTES, room(MAX_FDS), socket.MSG_CMSG_CLOEXEC
+            )
         except OSError:
             return False
         if not data:
             return False
-        fds = _descriptors(ancillary)
+        fds = descriptors(ancillary)
         try:
             self._handle(json.loads(data), fds)
         finally:
@@ -170,16 +172,6 @@ def reap() -> list[tuple[int, int]]:
         while (result := os.waitpid(-1, os.WNOHANG))[0]:
             ended.append((result[0], os.waitstatus_to_exitcode(result[1])))
     return ended
-
-
-def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
-    fds = array.array("i")
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-    for fd in fds:
-        os.set_inheritable(fd, False)
-    return list(fds)
 
 
 def kill_everything() -> None:

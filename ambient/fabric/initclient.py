@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import array
 import itertools
 import json
 import math
@@ -14,6 +13,7 @@ from typing import Any
 
 import trio
 
+from ambient.engine.rights import rights
 from ambient.errors import AmbientError
 from ambient.fabric import launch, procfs
 
@@ -164,6 +164,5 @@ class InitClient:
         return answer
 
     async def _send(self, packet: bytes, fds: Sequence[int]) -> None:
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         async with self._asking:
-            await self._sock.sendmsg([packet], rights)
+            await self._sock.sendmsg([packet], rights(fds))

@@ -5,7 +5,6 @@ What the two say to each other stands in ``ztunnel.zygote``.
 
 from __future__ import annotations
 
-import array
 import json
 import os
 import socket
@@ -14,6 +13,7 @@ from typing import Any
 
 import trio
 
+from ambient.engine.rights import rights
 from ambient.errors import AmbientError
 from ambient.fabric.initclient import InitClient, Process
 from ambient.fabric.launch import MAX_PACKET_BYTES
@@ -59,10 +59,9 @@ class Zygote:
             os.close(writer)
 
     async def _ask(self, fds: Sequence[int]) -> dict[str, Any]:
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
         async with self._turn:
             with trio.move_on_after(ANSWER_SECONDS):
-                await self._sock.sendmsg([b"f"], rights)
+                await self._sock.sendmsg([b"f"], rights(fds))
                 data = await self._sock.recv(MAX_PACKET_BYTES)
                 if not data:
                     raise AmbientError("the zygote is gone")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import array
 import logging
 import socket
 import struct
@@ -12,6 +11,7 @@ from collections.abc import Callable, Sequence
 import trio
 
 from ambient.engine.cpu_wait import cpu_wait
+from ambient.engine.rights import descriptors, rights, room
 from ambient.errors import ProtocolError, Unavailable
 from ambient.redirect.fd_store import close_all
 from ambient.redirect.pids import shown_pid
@@ -29,7 +29,7 @@ from ambient.wire.zds import (
 log = logging.getLogger("agent")
 
 # One more than may come, so that a descriptor too many is seen and not cut off silently.
-_ANCILLARY_BYTES = socket.CMSG_SPACE((MAX_LISTENERS + 1) * array.array("i").itemsize)
+_ANCILLARY_BYTES = room(MAX_LISTENERS + 1)
 
 
 # A ztunnel that gets no CPU is waited for longer, but not for ever: so many times as long. Picked.
@@ -140,15 +140,14 @@ class ZtunnelLink:
         return self._heard + min(patience + excused, patience * MOST_PATIENCE)
 
     async def _send(self, packet: bytes, fds: Sequence[int]) -> None:
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds).tobytes())] if fds else []
-        await self._sock.sendmsg([packet], rights)
+        await self._sock.sendmsg([packet], rights(fds))
 
     async def _receive(self) -> bool:
         """Take one packet; False at the end of the connection."""
         data, ancillary, flags, _ = await self._sock.recvmsg(
             MAX_PACKET_BYTES + 1, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
         )
-        fds = _descriptors(ancillary)
+        fds = descriptors(ancillary)
         if not data and not fds:
             return False
         try:
@@ -170,14 +169,6 @@ class ZtunnelLink:
                 self.greeted.set()
             case ListenersPassed() | KeyPassed() as passed:
                 self._passed(self, passed)
-
-
-def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
-    fds = array.array("i")
-    for level, kind, raw in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(raw[: len(raw) - len(raw) % fds.itemsize])
-    return list(fds)
 
 
 class _Answer:
