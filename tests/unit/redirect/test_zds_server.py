@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import trio
@@ -61,101 +62,104 @@ async def nobody() -> Iterable[Named]:
     return ()
 
 
+@dataclass
+class Agent:
+    """A server to which ztunnels come, and the pods of which it said that they are drained."""
+
+    path: str
+    nursery: trio.Nursery
+    server: ZdsServer
+    heard: list[str]
+
+    async def ztunnel(self, *, retired: bool, empty: bool) -> Ztunnel:
+        """One more."""
+        made = Ztunnel(self.path, retired=retired, empty=empty)
+        await self.nursery.start(made.run)
+        return made
+
+    async def retired_one(self) -> Ztunnel:
+        """One more, which still has something and has said that it is retired."""
+        made = await self.ztunnel(retired=True, empty=False)
+        await until(lambda: self.server._links[-1].retired)
+        return made
+
+    async def hears(self, uid: str) -> None:
+        """Wait until *uid* alone is drained."""
+        await until(lambda: bool(self.heard))
+        assert self.heard == [uid]
+
+
+@asynccontextmanager
+async def agent(tmp_path: Path) -> AsyncIterator[Agent]:
+    """One that has just come; ten seconds are for ever."""
+    path = str(tmp_path / "zds")
+    server = ZdsServer(path, nobody)
+    heard: list[str] = []
+    server.on_drained = heard.append
+    async with trio.open_nursery() as nursery:
+        with trio.fail_after(10):
+            await nursery.start(server.run)
+            yield Agent(path, nursery, server, heard)
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_pod_is_drained_when_every_ztunnel_has_said_so(tmp_path: Path) -> None:
     """Also if the first one to be asked has nothing of it: the rules of the others' connections would go.
 
     Seen as resets at an un-enrollment after an agent had been killed: the newest ztunnel was back first.
     """
-    path = str(tmp_path / "zds")
-    server = ZdsServer(path, nobody)
-    heard: list[str] = []
-    server.on_drained = heard.append
-    async with trio.open_nursery() as nursery:
-        await nursery.start(server.run)
-        newest = Ztunnel(path, retired=False, empty=True)
-        older = Ztunnel(path, retired=True, empty=False)
-        await nursery.start(newest.run)
-        with trio.fail_after(10):
-            await server.ready()
-            await nursery.start(older.run)
-            await until(lambda: len(server._links) == 2 and server._links[1].retired)
-            await trio.testing.wait_all_tasks_blocked(0.01)
+    async with agent(tmp_path) as it:
+        await it.ztunnel(retired=False, empty=True)
+        await it.server.ready()
+        older = await it.retired_one()
+        it.server._all_are_back = 0.0  # This agent has been there for long: all who will come have come.
+        await trio.testing.wait_all_tasks_blocked(0.01)
 
-            await server.delete("web")
+        await it.server.delete("web")
 
-            assert older.asked.is_set()
-            assert heard == []
-            await older.drained("web")
-            await until(lambda: bool(heard))
-        assert heard == ["web"]
-        nursery.cancel_scope.cancel()
+        assert older.asked.is_set()
+        assert it.heard == []
+        await older.drained("web")
+        await it.hears("web")
 
 
 async def test_an_agent_that_has_just_come_waits_for_those_that_are_not_back(tmp_path: Path) -> None:
     """A replaced ztunnel dials a new agent in its time, and may carry what the newest knows nothing of."""
-    path = str(tmp_path / "zds")
-    server = ZdsServer(path, nobody)
-    heard: list[str] = []
-    server.on_drained = heard.append
-    async with trio.open_nursery() as nursery:
-        await nursery.start(server.run)
-        newest = Ztunnel(path, retired=False, empty=True)
-        older = Ztunnel(path, retired=True, empty=False)
-        await nursery.start(newest.run)
-        with trio.fail_after(10):
-            await server.ready()
-            await server.delete("web")
-            await newest.asked.wait()
-            await nursery.start(older.run)
-            await older.asked.wait()
-            await trio.sleep(zds_server.RETURN_SECONDS)
-            assert heard == []
+    async with agent(tmp_path) as it:
+        newest = await it.ztunnel(retired=False, empty=True)
+        await it.server.ready()
+        await it.server.delete("web")
+        await newest.asked.wait()
+        older = await it.ztunnel(retired=True, empty=False)
+        await older.asked.wait()
+        await trio.sleep(zds_server.RETURN_SECONDS)
+        assert it.heard == []
 
-            await older.drained("web")
-            await until(lambda: bool(heard))
-        assert heard == ["web"]
-        nursery.cancel_scope.cancel()
+        await older.drained("web")
+        await it.hears("web")
 
 
 async def test_what_only_the_newest_had_is_told_when_nobody_else_came(tmp_path: Path) -> None:
     """Later, but told."""
-    path = str(tmp_path / "zds")
-    server = ZdsServer(path, nobody)
-    heard: list[str] = []
-    server.on_drained = heard.append
-    async with trio.open_nursery() as nursery:
-        await nursery.start(server.run)
-        await nursery.start(Ztunnel(path, retired=False, empty=True).run)
-        with trio.fail_after(10):
-            await server.ready()
-            await server.delete("web")
-            await until(lambda: bool(heard))
-        assert heard == ["web"]
-        nursery.cancel_scope.cancel()
+    async with agent(tmp_path) as it:
+        await it.ztunnel(retired=False, empty=True)
+        await it.server.ready()
+        await it.server.delete("web")
+        await it.hears("web")
 
 
 async def test_a_replaced_ztunnel_that_ends_has_nothing_left(tmp_path: Path) -> None:
     """It ends with its last connection, or is killed; in either case it may not have come to say so."""
-    path = str(tmp_path / "zds")
-    server = ZdsServer(path, nobody)
-    heard: list[str] = []
-    server.on_drained = heard.append
-    async with trio.open_nursery() as nursery:
-        await nursery.start(server.run)
-        await nursery.start(Ztunnel(path, retired=False, empty=True).run)
-        older = Ztunnel(path, retired=True, empty=False)
-        await nursery.start(older.run)
-        with trio.fail_after(10):
-            await server.ready()
-            await until(lambda: len(server._links) == 2 and server._links[1].retired)
-            await server.delete("web")
-            await older.asked.wait()
-            assert heard == []
+    async with agent(tmp_path) as it:
+        await it.ztunnel(retired=False, empty=True)
+        await it.server.ready()
+        older = await it.retired_one()
+        await it.server.delete("web")
+        await older.asked.wait()
+        assert it.heard == []
 
-            older.close()
-            await until(lambda: bool(heard))
-        assert heard == ["web"]
-        nursery.cancel_scope.cancel()
+        older.close()
+        await it.hears("web")
 
 
 async def test_a_pod_that_the_newest_cannot_serve_yet_is_asked_for_again(tmp_path: Path) -> None:
