@@ -127,7 +127,7 @@ class Daemon:
                 nursery.start_soon(self._svids.run)
                 nursery.start_soon(self._serve_http)
                 nursery.start_soon(watch_memory, self._headroom, self._settings.memory_limit)
-                nursery.start_soon(watch_revocations, self._reactor.revocations, self._proxies.tunnels)
+                nursery.start_soon(watch_revocations, self._reactor, self._proxies.tunnels)
                 # Its orders may come first: whoever is to be served waits for the mesh.
                 nursery.start_soon(self._agent.run)
                 await self._learn()

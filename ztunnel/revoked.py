@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from ambient.engine.reactor import Reactor
 from ambient.engine.slices import in_slices
 from ambient.engine.tls import TlsChannel, TlsError
 from ambient.engine.tunnel import TunnelConnection
@@ -21,14 +22,15 @@ if TYPE_CHECKING:
 log = logging.getLogger("ztunnel")
 
 
-async def watch_revocations(
-    lists: Revocations | None, tunnels: Callable[[], Iterator[TunnelConnection]]
-) -> None:
-    """Whenever *lists* change, end those of the open *tunnels* that they concern; until cancelled.
+async def watch_revocations(reactor: Reactor, tunnels: Callable[[], Iterator[TunnelConnection]]) -> None:
+    """Whenever the lists of *reactor* change, end those of the open *tunnels* that they concern.
+
+    Until cancelled; at once if it keeps none.
 
     Args:
         tunnels: All of them, asked for at each change.
     """
+    lists = reactor.revocations
     if lists is None:
         return
     seen = 0
@@ -37,7 +39,7 @@ async def watch_revocations(
         if lists.version != seen:
             seen = lists.version
             ended: list[TlsError] = []
-            await in_slices(_end_revoked(lists, tunnels(), ended))
+            await in_slices(_end_revoked(lists, tunnels(), ended), reactor)
             if ended:
                 log.warning(
                     "%d open tunnels ended: %s", len(ended), "; ".join(sorted({*map(str, ended)})[:10])

@@ -31,6 +31,7 @@ from ztunnel.connection import DRAINED, POLICY_CHANGED
 from ztunnel.context import Context
 from ztunnel.inbound import InboundHandshake, InboundTunnel
 from ztunnel.name_server import DOORS, NAMES_PORT, NameServer
+from ztunnel.network import Address
 from ztunnel.outbound import OutboundConnection
 from ztunnel.passthrough import PassthroughConnection
 from ztunnel.socks5 import SocksDoor
@@ -234,18 +235,17 @@ class WorkloadProxy:
         }
 
     def _accepted_outbound(self, sock: socket.socket) -> None:
-        context = self.context
-        source = plain_address(self._listeners[OUTBOUND_PORT].accepted_from)
-        target = context.network.original_destination(sock, source)
-        application = SocketChannel(context.reactor, sock, resets=True)
-        OutboundConnection(context, self._pool, application, source, target).begin()
+        OutboundConnection(self.context, self._pool, *self._captured(sock, OUTBOUND_PORT)).begin()
 
     def _accepted_plaintext(self, sock: socket.socket) -> None:
+        PassthroughConnection(self.context, *self._captured(sock, INBOUND_PLAINTEXT_PORT)).begin()
+
+    def _captured(self, sock: socket.socket, port: int) -> tuple[SocketChannel, Address, Address]:
+        """The channel of what came to *port*, whom it is from, and where that wanted to go."""
         context = self.context
-        source = plain_address(self._listeners[INBOUND_PLAINTEXT_PORT].accepted_from)
+        source = plain_address(self._listeners[port].accepted_from)
         target = context.network.original_destination(sock, source)
-        downstream = SocketChannel(context.reactor, sock, resets=True)
-        PassthroughConnection(context, downstream, source, target).begin()
+        return SocketChannel(context.reactor, sock, resets=True), source, target
 
     def _accepted_hbone(self, sock: socket.socket) -> None:
         try:

@@ -30,8 +30,8 @@ from ambient.wire.frames import Frame
 CONTROL_FD_VARIABLE = "AMBIENT_CONTROL_FD"
 # Until the first snapshot is there nobody is served, so it is read as fast as it comes.
 READ_BYTES = 256 * 1024
-# Later, traffic shares the thread: so much is decoded (some 0.2 ms), then there is a pause for it. Twice as
-# much brought an update in half the time, and traffic's p99 meanwhile to 2.0 of what it was, not 1.0 to 1.5.
+# Later, traffic shares the thread: so much is decoded (some 0.2 ms) between two looks at the time. Twice as
+# much, while each pause woke a task, brought traffic's p99 to 2.0 of what it was, not 1.0 to 1.5.
 SLICE_BYTES = 2 * 1024
 # Later. After each whole read garbage is looked for among what is young: so much makes 700 objects, which
 # take 0.1 ms. Measured: left to itself, the collector takes 5 ms at a time.

@@ -25,7 +25,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -45,8 +45,8 @@ SEND_BUFFER_BYTES = 8 * 1024 * 1024
 RECEIVE_BYTES = 64 * 1024
 # The kernel answers within the call; a longer wait would only hide a bug. Picked, not measured.
 ANSWER_TIMEOUT = 10.0
-# Their answers fit into a receive buffer of the kernel's default size. Picked.
-QUESTIONS_AT_ONCE = 64
+# Sent as one datagram: their answers fit into a receive buffer of the kernel's default size. Picked.
+REQUESTS_AT_ONCE = 64
 # A dump that changed under our hands is asked for again this often; picked, not measured.
 DUMP_ATTEMPTS = 5
 
@@ -79,7 +79,7 @@ class NetlinkSocket:
     # What the kernel is told in general.
 
     def run(self, *requests: Request) -> None:
-        """Send *requests* as one datagram and wait for all their answers.
+        """Send *requests*, as many at once as can be answered, and wait for all their answers.
 
         Raises:
             OSError: the first refusal. Requests after a refused one were still carried out.
@@ -89,6 +89,9 @@ class NetlinkSocket:
 
     def refusals(self, *requests: Request) -> list[OSError]:
         """Like ``run``, for acts of which some may be in vain: every refusal, in order, none raised."""
+        return [each for some in _at_once(requests) for each in self._refusals(some)]
+
+    def _refusals(self, requests: Sequence[Request]) -> list[OSError]:
         first = self._send(requests)
         waiting = {first + n for n, each in enumerate(requests) if each.flags & netlink.NLM_F_ACK}
         found: list[OSError] = []
@@ -139,10 +142,7 @@ class NetlinkSocket:
         Raises:
             OSError: another refusal.
         """
-        found: list[Message | None] = []
-        for start in range(0, len(questions), QUESTIONS_AT_ONCE):
-            found += self._answers(questions[start : start + QUESTIONS_AT_ONCE])
-        return found
+        return [each for some in _at_once(questions) for each in self._answers(some)]
 
     def _answers(self, questions: Sequence[Request]) -> list[Message | None]:
         first = self._send(questions)
@@ -309,6 +309,10 @@ class NetlinkSocket:
 
     def _messages(self) -> list[Message]:
         return list(netlink.decode(self._socket.recv(RECEIVE_BYTES)))
+
+
+def _at_once(requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
+    return (requests[start : start + REQUESTS_AT_ONCE] for start in range(0, len(requests), REQUESTS_AT_ONCE))
 
 
 def _only_acks(messages: Iterable[Message]) -> list[Ack]:

@@ -20,9 +20,6 @@ from ambient.redirect.plan import DNS_CAPTURE_PORT, MARK_MASK, OUTBOUND_PORT, RE
 from ambient.wire import netlink_conntrack, nft_encode
 from ambient.wire.netlink import NETLINK_NETFILTER
 
-# Forgotten by one datagram; their acknowledgements fit into the smallest receive buffer.
-AT_ONCE = 64
-
 
 def forget_captured(netns: int) -> None:
     """Forget them, after our rules have gone. A kernel that cannot list them keeps them.
@@ -47,10 +44,9 @@ def forget_captured(netns: int) -> None:
             for each in found
             if each.answered_from in (OUTBOUND_PORT, DNS_CAPTURE_PORT)
         ]
-        for start in range(0, len(doomed), AT_ONCE):
-            for refusal in nl.refusals(*doomed[start : start + AT_ONCE]):
-                if not isinstance(refusal, FileNotFoundError):  # It ended by itself meanwhile.
-                    raise refusal
+        for refusal in nl.refusals(*doomed):
+            if not isinstance(refusal, FileNotFoundError):  # It ended by itself meanwhile.
+                raise refusal
 
 
 def _others_track(nl: NetlinkSocket, netns: int) -> bool:

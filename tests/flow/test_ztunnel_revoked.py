@@ -23,9 +23,9 @@ from ztunnel.revoked import watch_revocations
 async def watched(mesh: LoopbackMesh, file: Path) -> AsyncIterator[None]:
     """Every ztunnel of *mesh* goes by the lists in *file*."""
     file.write_bytes(crl(Signer.of(mesh.svids.authority)))
-    mesh.reactor.revocations = lists = Revocations(str(file), pytest.fail)
+    mesh.reactor.revocations = Revocations(str(file), pytest.fail)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(watch_revocations, lists, mesh.proxies.tunnels)
+        nursery.start_soon(watch_revocations, mesh.reactor, mesh.proxies.tunnels)
         yield
         nursery.cancel_scope.cancel()
 

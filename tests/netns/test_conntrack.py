@@ -9,10 +9,10 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from ambient.engine.netlink import NetlinkSocket
+from ambient.engine.netlink import REQUESTS_AT_ONCE, NetlinkSocket
 from ambient.engine.netns import in_netns, listen_in, socket_in
 from ambient.model.exclusions import Exclusions
-from ambient.redirect import backend, backends, conntrack
+from ambient.redirect import backend, backends
 from ambient.redirect.plan import OUTBOUND_PORT, PROXY_MARK, Capture, capture_plan
 from ambient.wire import netlink_conntrack
 from ambient.wire.netlink import NETLINK_NETFILTER
@@ -89,12 +89,12 @@ def many_tracked(pod: Host, peer: Host) -> Iterator[None]:
 
         connect((peer.ip, 80))
         assert tracked(pod) == 1
-        for _ in range(conntrack.AT_ONCE + 1):
+        for _ in range(REQUESTS_AT_ONCE + 1):
             connect((peer.ip, 81))
             connect((pod.ip, 8080), peer.ip, PROXY_MARK)
         proxy.settimeout(DEADLINE)
         proxy.accept()[0].close()
-        assert tracked(pod) > 2 * conntrack.AT_ONCE
+        assert tracked(pod) > 2 * REQUESTS_AT_ONCE
         yield
 
 
